@@ -1,0 +1,255 @@
+"""The engine: one open log directory. Opaque bytes under dense offsets; it knows no meaning.
+
+Invariants (DESIGN.md): I1 dense offsets, I2 a consumer's offset is at most the end and only grows
+within an epoch, I3 outputs and input offset in one commit, I4 source changes and position in one
+commit. Each holds because every write is one `Plan`, applied in one LMDB transaction.
+
+Thread safety: an Engine may be shared among threads. Processes share a log by opening it each.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from eventlog.engine import commit, directory, rows, scan, staging, times
+from eventlog.engine.batch import Batch
+from eventlog.engine.index import IndexEntry
+from eventlog.engine.plan import Committed, Plan
+from eventlog.engine.rows import ConsumerRow, OwnerRow, StreamKind, StreamRow
+from eventlog.engine.scan import Stretch
+from eventlog.engine.store import Store
+from eventlog.engine.writer import Owner, Writer
+from eventlog.errors import DamagedLog, EnvironmentFault, OffsetOutOfRange, OffsetsDropped
+
+POLL_S = 0.002
+_OPEN: dict[Path, tuple[Store, int]] = {}
+_OPEN_LOCK = threading.Lock()
+
+
+def now_us() -> int:
+    """The wall clock in µs since 1970 UTC."""
+    return time.time_ns() // 1000
+
+
+class Engine:
+    """An open log. A context manager; opening a log twice in a process shares the environment."""
+
+    def __init__(self, path: Path, store: Store) -> None:
+        self.path = path
+        self._store = store
+        self._closed = False
+
+    @classmethod
+    def open(cls, path: Path, *, create: bool = False) -> Self:
+        """Open the log in the directory `path`; with `create`, make it where there is none.
+
+        Raises NotALog, LogExists, LogVersionError, LogUnreadable; ForkedLog in a child of a process
+        that has it open (LMDB forbids that).
+        """
+        path = path.resolve()
+        with _OPEN_LOCK:
+            store, count = _OPEN.get(path, (None, 0))
+            if store is not None and store.forked:
+                raise store.forked_error()
+            if store is None:
+                store, count = directory.open_store(path, create=create, now_us=now_us()), 0
+                # What cannot be dropped now harms no reader; whoever opens the log next tries.
+                with suppress(DamagedLog, EnvironmentFault):
+                    staging.drop_dead_appenders(store, path)
+            _OPEN[path] = (store, count + 1)
+        return cls(path, store)
+
+    def close(self) -> None:
+        """Close this handle; the environment closes with the last one."""
+        with _OPEN_LOCK:
+            if self._closed:
+                return
+            self._closed = True
+            store, count = _OPEN.get(self.path, (None, 0))
+            if store is not self._store:
+                return
+            if count > 1:
+                _OPEN[self.path] = (store, count - 1)
+                return
+            del _OPEN[self.path]
+            store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def store(self) -> Store:
+        """The environment, for the modules of the engine."""
+        if self._closed:
+            raise self._store.closed_error()
+        return self._store
+
+    # Streams
+
+    def streams(self) -> list[StreamRow]:
+        """All streams, by name."""
+        with self.store.read() as txn:
+            return rows.stream_rows(self.store, txn)
+
+    def stream(self, name: str) -> StreamRow:
+        """The stream's row. Raises UnknownStream."""
+        with self.store.read() as txn:
+            return commit.require_stream(self.store, txn, name)
+
+    def create_stream(self, name: str, kind: StreamKind) -> StreamRow:
+        """The stream of that name, made if need be. Raises StreamExists for another kind."""
+        with self.store.read() as txn:
+            row = rows.stream_row(self.store, txn, name)
+        if row is not None and row.kind == kind:
+            return row
+        with self.store.write() as txn:
+            return commit.create_stream(self.store, txn, name, kind, now_us())
+
+    def bounds(self, name: str) -> tuple[int, int]:
+        """The stream's first retained offset and its end."""
+        with self.store.read() as txn:
+            row = commit.require_stream(self.store, txn, name)
+            return row.start, commit.stream_end(self.store, txn, row)
+
+    def checked_range(self, name: str, start: int | None, stop: int | None) -> tuple[int, int]:
+        """Fill in the bounds of a range; raises OffsetOutOfRange or OffsetsDropped."""
+        low, end = self.bounds(name)
+        start = low if start is None else start
+        stop = end if stop is None else stop
+        if 0 <= start < low:
+            raise OffsetsDropped(
+                f"offset {start} of stream {name!r} was dropped; the first retained one is {low}",
+                hint=f"start at {low} or above",
+            )
+        if not low <= start <= end or not low <= stop <= end or start > stop:
+            raise OffsetOutOfRange(
+                f"[{start}, {stop}) is not a range of stream {name!r}",
+                hint=f"its valid range is [{low}, {end}]",
+            )
+        return start, stop
+
+    # Reading
+
+    def scan(
+        self, name: str, start: int, stop: int, wanted: Callable[[IndexEntry], bool]
+    ) -> Iterator[Stretch]:
+        """Walk `[start, stop)` in order; see `eventlog.engine.scan`."""
+        row = self.stream(name)
+        return scan.scan(self.store, row.id, name, start, stop, wanted)
+
+    def entry_holding(self, name: str, offset: int) -> IndexEntry | None:
+        """The entry whose stretch holds `offset`, None at the end."""
+        with self.store.read() as txn:
+            row = commit.require_stream(self.store, txn, name)
+            entry = scan.entry_before(self.store, txn, row.id, offset)
+        return entry if entry is not None and offset < entry.stop else None
+
+    def transaction_start(self, name: str, offset: int) -> int:
+        """Where the source transaction that holds both `offset - 1` and `offset` begins.
+
+        Returns `offset` itself where it is between transactions.
+        """
+        entry = self.entry_holding(name, offset)
+        return offset if entry is None else times.transaction_start(entry, offset)
+
+    def transaction_time(self, name: str, offset: int) -> int:
+        """The commit time of the record at `offset`, in µs since 1970 UTC.
+
+        REQUIRES: the offset is in the stream.
+        """
+        entry = self.entry_holding(name, offset)
+        if entry is None:
+            raise OffsetOutOfRange(f"no record at offset {offset} of stream {name!r}")
+        return times.record_time(entry, offset)
+
+    def offset_at(self, name: str, time_us: int) -> int:
+        """The first offset whose running greatest commit time is >= `time_us`; else the end."""
+        with self.store.read() as txn:
+            row = commit.require_stream(self.store, txn, name)
+            end = commit.stream_end(self.store, txn, row)
+            return times.offset_at(self.store, txn, row, end, time_us)
+
+    def wait(self, seen: int, *, timeout_s: float) -> int:
+        """Wait until the log has a commit after number `seen`; returns the newest number."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            newest = self.store.last_transaction()
+            remaining = deadline - time.monotonic()
+            if newest != seen or remaining <= 0:
+                return newest
+            time.sleep(min(POLL_S, remaining))
+
+    # Writing
+
+    def commit(self, plan: Plan) -> Committed:
+        """Apply a plan, durably and whole, or raise with nothing done."""
+        with self.store.write() as txn:
+            return commit.apply(self.store, txn, plan, now_us())
+
+    def writer(self, name: str) -> Writer:
+        """Become the single writer of a captured stream.
+
+        Drops what an earlier writer staged. Raises WriterActive where a living process is it.
+        """
+        return Writer.take(self.store, self.path, self.stream(name))
+
+    def appender(self, name: str) -> Owner:
+        """A staging owner for one large append."""
+        return Owner.register(self.store, self.path, kind="append", stream=self.stream(name))
+
+    def stage(self, owner: Owner, batches: Sequence[Batch]) -> None:
+        """Store batches under an owner, durably, in no stream yet."""
+        owner.stage(batches)
+
+    # Consumers
+
+    def consumer(self, name: str, consumer: str, *, start: int) -> ConsumerRow:
+        """The consumer's row; a new one is made at offset `start`.
+
+        Raises OffsetOutOfRange where `start` lies outside the stream.
+        """
+        with self.store.read() as txn:
+            stream = commit.require_stream(self.store, txn, name)
+            row = rows.consumer_row(self.store, txn, stream.id, consumer)
+        if row is not None:
+            return row
+        with self.store.write() as txn:
+            return commit.create_consumer(self.store, txn, stream, consumer, start, now_us())
+
+    def consumers(self) -> list[tuple[str, str, ConsumerRow]]:
+        """All consumers as (stream, name, row)."""
+        with self.store.read() as txn:
+            names = {row.id: row.name for row in rows.stream_rows(self.store, txn)}
+            found = rows.consumer_rows(self.store, txn)
+        return [(names[stream_id], name, row) for stream_id, name, row in found]
+
+    # Sources and schemas
+
+    def source_state(self, name: str) -> dict[str, Any] | None:
+        """The stored state of the source that feeds a stream."""
+        with self.store.read() as txn:
+            return rows.source_state(self.store, txn, name)
+
+    def schemas(self, name: str, *, first: int = 0) -> list[tuple[int, Mapping[str, Any]]]:
+        """The schema versions of a stream, in order, from number `first` on."""
+        with self.store.read() as txn:
+            stream = commit.require_stream(self.store, txn, name)
+            return list(rows.schema_maps(self.store, txn, stream.id, first=first))
+
+    def owners(self) -> list[OwnerRow]:
+        """Who has staged batches at the moment."""
+        with self.store.read() as txn:
+            return rows.owner_rows(self.store, txn)
+
+    def identity(self) -> dict[str, Any]:
+        """The log's id (16 bytes), its creation time and its generation."""
+        with self.store.read() as txn:
+            return rows.read_map(self.store, txn, rows.LOG_KEY) or {}

@@ -1,0 +1,234 @@
+"""The LMDB environment: the one module that imports `lmdb`.
+
+Opened the same way everywhere (LMDB.md): a map of 1 TiB (address space, not disk), durable commits,
+no writemap. A commit is two disk flushes. Errors of the store are translated here.
+
+Thread safety: a Store may be shared among threads; a transaction belongs to the thread that began
+it. A read transaction must be short: it pins every page freed since.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from eventlog.errors import (
+    ClosedLog,
+    DamagedLog,
+    DiskFull,
+    EventLogError,
+    ForkedLog,
+    LogUnreadable,
+    NotALog,
+)
+
+DATABASES = ("payload", "index", "staging", "schema", "consumer", "meta")
+_MAP_BYTES = (1 << 40, 64 << 30, 8 << 30)
+_READERS_MAX = 2048
+_DATABASES_MAX = 1024
+_NO_ROOM = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, -30772)
+"""Codes of a write that ran out of room: short writes (EIO, MDB_SHORT_WRITE), quotas, limits."""
+
+Txn = Any
+"""An lmdb transaction. Its cursors and values must not be used after it ends."""
+
+
+class Store:
+    """An open environment and its sub-databases, as attributes: `payload`, `index`, ..."""
+
+    payload: Any
+    index: Any
+    staging: Any
+    schema: Any
+    consumer: Any
+    meta: Any
+
+    def __init__(self, directory: Path, *, create: bool) -> None:
+        """Open `directory/data.mdb`; with `create`, make it, or finish one that was cut off.
+
+        Raises NotALog where the file is no LMDB file or has other databases, DamagedLog, or
+        LogUnreadable where it cannot be opened.
+        """
+        self._directory = directory
+        self._pid = os.getpid()
+        self._env = _open(directory, create=create and not holds_data(directory / "data.mdb"))
+        try:
+            _reach_last_page(self._env, directory / "data.mdb")
+            finish = create and self._holds_nothing_else()
+            for name in DATABASES:
+                setattr(self, name, self._env.open_db(name.encode(), create=finish))
+        except (lmdb.NotFoundError, lmdb.IncompatibleError) as error:
+            self._env.close()
+            raise NotALog(
+                f"{directory} holds an LMDB file that is no event log",
+                hint="name the directory of a log, or create one elsewhere",
+            ) from error
+        except lmdb.Error as error:
+            self._env.close()
+            raise _translate(error, directory) from error
+        self._env.reader_check()
+
+    def _holds_nothing_else(self) -> bool:
+        # Each sub-database is made in a commit of its own: a creation that was cut off has some.
+        with self._env.begin() as txn:
+            names = txn.cursor().iternext(keys=True, values=False)
+            return all(name.decode("latin-1") in DATABASES for name in names)
+
+    def close(self) -> None:
+        """Close the environment; every later call raises ClosedLog."""
+        env, self._env = self._env, None
+        if env is not None and not self.forked:
+            env.close()
+
+    @contextmanager
+    def read(self) -> Iterator[Txn]:
+        """A read transaction: one state of the whole log."""
+        with self._translated():
+            txn = self._begin(write=False)
+            try:
+                yield txn
+            finally:
+                txn.abort()
+
+    @contextmanager
+    def write(self) -> Iterator[Txn]:
+        """A write transaction: committed durably at the end, or not at all on an exception.
+
+        Raises DiskFull where the disk has no room; nothing of the transaction is stored then.
+        """
+        with self._translated():
+            txn = self._begin(write=True)
+            try:
+                yield txn
+            except BaseException:
+                txn.abort()
+                raise
+            txn.commit()
+
+    def last_transaction(self) -> int:
+        """The number of the last commit that a read would see, by whatever process."""
+        # Not that of info(): there a commit shows a moment before readers see it, and whoever
+        # waited for it would read too early, and then wait for one more.
+        with self.read() as txn:
+            return int(txn.id())
+
+    def clear_stale_readers(self) -> int:
+        """Free the slots of readers that died; returns how many."""
+        with self._translated():
+            return int(self._environment().reader_check())
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a fork of the one that opened the store."""
+        return os.getpid() != self._pid
+
+    def closed_error(self) -> ClosedLog:
+        return ClosedLog(
+            f"the log {self._directory} was closed", hint="open it again with eventlog.open()"
+        )
+
+    def forked_error(self) -> ForkedLog:
+        return ForkedLog(
+            f"the log {self._directory} was opened before this process was forked",
+            hint="start the child with the 'spawn' method, or open the log only after the fork",
+        )
+
+    def _environment(self) -> Any:
+        if self._env is None:
+            raise self.closed_error()
+        if self.forked:
+            raise self.forked_error()
+        return self._env
+
+    def _begin(self, *, write: bool) -> Txn:
+        env = self._environment()
+        try:
+            return env.begin(write=write)
+        except lmdb.MapResizedError:
+            env.set_mapsize(0)
+            return env.begin(write=write)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except EventLogError:
+            raise
+        except lmdb.Error as error:
+            raise _translate(error, self._directory) from error
+
+
+def holds_data(data: Path) -> bool:
+    """Whether the data file has content. One that was just made, by a creation cut off, has none.
+
+    Raises OSError where the directory cannot be looked into.
+    """
+    return data.is_file() and data.stat().st_size > 0
+
+
+def _open(directory: Path, *, create: bool) -> Any:
+    options: dict[str, Any] = {"lib_version": 0} if create else {}
+    for map_bytes in _MAP_BYTES:
+        try:
+            return lmdb.open(
+                str(directory),
+                map_size=map_bytes,
+                max_dbs=_DATABASES_MAX,
+                max_readers=_READERS_MAX,
+                mode=0o600,
+                create=create,
+                max_spare_txns=0,
+                **options,
+            )
+        except lmdb.MemoryError as error:
+            last: Exception = error
+        except lmdb.Error as error:
+            raise _translate(error, directory) from error
+    raise LogUnreadable(
+        f"cannot map {directory} into memory: {last}",
+        hint="raise the address space limit of this process (ulimit -v)",
+    )
+
+
+def _reach_last_page(env: Any, data: Path) -> None:
+    # A page beyond the file's end kills whoever reads it (SIGBUS). LMDB itself leaves free pages
+    # there unwritten; a copy that was cut lacks live ones. Reached, they read as zeros: damage that
+    # is noticed. posix_fallocate never shrinks, so a commit in another process loses nothing.
+    size = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    if data.stat().st_size >= size:
+        return
+    descriptor = os.open(data, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # No room: then nothing is worse than before.
+            os.posix_fallocate(descriptor, size - 1, 1)
+    finally:
+        os.close(descriptor)
+
+
+def _translate(error: Any, directory: Path) -> EventLogError:
+    code = getattr(error, "code", None)
+    if isinstance(error, lmdb.DiskError | lmdb.MapFullError) or code in _NO_ROOM:
+        return DiskFull(
+            f"the disk that holds {directory} is full: {error}",
+            hint="free some space and try again; nothing of this commit was stored, none is lost",
+        )
+    if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError):
+        return NotALog(
+            f"{directory} holds a data.mdb that is no LMDB file",
+            hint="name the directory of a log, or restore the directory from a copy",
+        )
+    if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.PanicError):
+        return DamagedLog(
+            f"the store in {directory} is damaged: {error}",
+            hint="restore the directory from a copy",
+        )
+    return LogUnreadable(
+        f"cannot use the log in {directory}: {error}",
+        hint="look at the permissions of the directory and its files",
+    )

@@ -1,0 +1,114 @@
+"""Who writes: owners of staging, and the single writer of a captured stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+from eventlog.engine import commit, rows, staging
+from eventlog.engine.batch import Batch
+from eventlog.engine.locks import FileLock
+from eventlog.engine.rows import OwnerKind, OwnerRow, StreamRow
+from eventlog.engine.store import Store
+from eventlog.errors import WriterActive
+
+
+class Owner:
+    """Stages batches under an id of its own, and lives as long as its lock file is held."""
+
+    def __init__(self, store: Store, directory: Path, row: OwnerRow, lock: FileLock) -> None:
+        self.id = row.id
+        self._store = store
+        self._lock = lock
+        self._sequence = 0
+
+    @classmethod
+    def register(cls, store: Store, directory: Path, *, kind: OwnerKind, stream: StreamRow) -> Self:
+        """Make a new owner. Its lock is taken before its row can be seen."""
+        lock: FileLock | None = None
+        try:
+            with store.write() as txn:
+                owner_id = rows.take_number(store, txn, "owner")
+                lock = FileLock.take(staging.lock_path(directory, owner_id))
+                if lock is None:
+                    raise WriterActive(
+                        f"the lock of owner {owner_id} is held by another process",
+                        hint="run `eventlog check`; the counters of this log are damaged",
+                    )
+                row = OwnerRow(id=owner_id, kind=kind, stream=stream.id)
+                rows.write_owner(store, txn, row)
+        except BaseException:
+            # The commit failed: the number will be given again, its lock must be free.
+            if lock is not None:
+                lock.release(remove=True)
+            raise
+        return cls(store, directory, row, lock)
+
+    def stage(self, batches: Sequence[Batch]) -> None:
+        """Store batches in one durable commit, after those staged before."""
+        with self._store.write() as txn:
+            entries = commit.place(self._store, txn, batches)
+            staging.put(self._store, txn, self.id, entries, sequence=self._sequence)
+        self._sequence += len(batches)
+
+    def discard(self) -> None:
+        """Drop what is staged and not published."""
+        with self._store.write() as txn:
+            staging.drop(self._store, txn, self.id)
+
+    def close(self) -> None:
+        """Drop what is left, and the owner with it."""
+        try:
+            with self._store.write() as txn:
+                staging.drop(self._store, txn, self.id)
+                rows.delete_owner(self._store, txn, self.id)
+        except BaseException:
+            # Whoever opens the log next drops what a dead owner left.
+            self._lock.release()
+            raise
+        self._lock.release(remove=True)
+
+
+class Writer:
+    """The single writer of a captured stream: a lock file, and an epoch checked by each commit."""
+
+    def __init__(self, stream: StreamRow, owner: Owner, lock: FileLock) -> None:
+        self.stream = stream
+        self.owner = owner
+        self.epoch = stream.writer_epoch
+        self._lock = lock
+
+    @classmethod
+    def take(cls, store: Store, directory: Path, stream: StreamRow) -> Self:
+        """Raises WriterActive where a living process is the writer."""
+        path = directory / "locks" / f"stream-{stream.id}.lock"
+        lock = FileLock.take(path)
+        if lock is None:
+            raise WriterActive(
+                f"stream {stream.name!r} is being written by process {FileLock.holder(path)}",
+                hint="stop that capture first; one process captures a source",
+            )
+        try:
+            with store.write() as txn:
+                current = commit.require_stream(store, txn, stream.name)
+                taken = replace(current, writer_epoch=current.writer_epoch + 1)
+                rows.write_stream(store, txn, taken)
+                for row in rows.owner_rows(store, txn):
+                    if row.kind == "capture" and row.stream == stream.id:
+                        staging.drop(store, txn, row.id)
+                        rows.delete_owner(store, txn, row.id)
+                        staging.lock_path(directory, row.id).unlink(missing_ok=True)
+            owner = Owner.register(store, directory, kind="capture", stream=taken)
+        except BaseException:
+            lock.release()
+            raise
+        return cls(taken, owner, lock)
+
+    def close(self) -> None:
+        """Drop what is staged and let the stream go."""
+        try:
+            self.owner.close()
+        finally:
+            self._lock.release()
