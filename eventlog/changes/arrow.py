@@ -1,0 +1,166 @@
+"""Arrow tables out of stored texts: types follow from the declared type alone (API.md).
+
+Each field's metadata holds the source's own type name (`postgres_type`), and with `unfit="null"`
+how many values were dropped there (`unfit`). pyarrow is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from eventlog.changes.change import Marker, Text
+from eventlog.changes.schema import Column, Schema
+from eventlog.errors import EnvironmentFault, UnknownColumn, UsageError, ValueDoesNotFit
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TYPE_NAME = b"postgres_type"
+UNFIT = b"unfit"
+
+Unfit: TypeAlias = Literal["raise", "null"]
+_DECIMAL = re.compile(r"decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """How texts become Arrow: which columns, other types for some, what a misfit does.
+
+    `cast` maps names to `text`, `float64` or `decimal(p,s)`. `unfit`: `raise`, or make it `null`
+    and count it.
+    """
+
+    columns: Sequence[str] | None = None
+    cast: Mapping[str, str] = field(default_factory=dict)
+    unfit: Unfit = "raise"
+
+    def __post_init__(self) -> None:
+        if self.unfit not in ("raise", "null"):
+            raise UsageError(f"unfit={self.unfit!r} is unknown", hint="it is 'raise' or 'null'")
+
+
+def chosen_columns(schema: Schema, names: Iterable[str] | None) -> list[tuple[int, Column]]:
+    """The named columns with their places, in the order asked for; all of them for None.
+
+    Raises UnknownColumn.
+    """
+    if names is None:
+        return list(enumerate(schema.columns))
+    require_columns(schema, names)
+    return [(place, schema.columns[place]) for place in map(schema.names.index, names)]
+
+
+def require_columns(schema: Schema, names: Iterable[str]) -> None:
+    """Raise UnknownColumn for the first name that the table does not have."""
+    for name in names:
+        if name not in schema.names:
+            near = difflib.get_close_matches(name, schema.names, n=3) or schema.names
+            raise UnknownColumn(
+                f"table {schema.table} has no column {name!r}", hint=f"it has {', '.join(near)}"
+            )
+
+
+def change_table(
+    codec: Any,
+    schema: Schema,
+    rows: Sequence[tuple[Text, ...] | None],
+    *,
+    offsets: Sequence[int],
+    conversion: Conversion,
+    head: Iterable[tuple[str, pa.Array]] = (),
+) -> pa.Table:
+    """Convert rows of one schema version; a row that is None has nulls alone.
+
+    Columns of `head` come first. Raises ValueDoesNotFit, UnknownColumn, UsageError.
+    """
+    import pyarrow as pa
+
+    require_columns(schema, conversion.cast)
+    fields, arrays = [], []
+    for name, array in head:
+        fields.append(pa.field(name, array.type))
+        arrays.append(array)
+    for place, column in chosen_columns(schema, conversion.columns):
+        target = _target(codec, schema, column, conversion.cast.get(column.name))
+        texts: list[Text] = [None if row is None else row[place] for row in rows]
+        array, bad = codec.arrow_array(schema, column, texts, target)
+        if Marker in set(map(type, texts)):
+            unchanged = (i for i, text in enumerate(texts) if text is Marker.UNCHANGED)
+            bad = sorted({*bad, *unchanged})
+        if bad and conversion.unfit == "raise":
+            raise _misfit(schema, column, texts[bad[0]], offsets[bad[0]], target)
+        metadata = {TYPE_NAME: codec.type_name(schema, column).encode()}
+        if bad:
+            metadata[UNFIT] = str(len(bad)).encode()
+        fields.append(pa.field(column.name, target, metadata=metadata))
+        arrays.append(array)
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def unfit_counts(table: pa.Table) -> dict[str, int]:
+    """By column, how many values `unfit="null"` dropped; columns without any are left out."""
+    counts = ((f.name, (f.metadata or {}).get(UNFIT)) for f in table.schema)
+    return {name: int(count) for name, count in counts if count is not None}
+
+
+def times_array(microseconds: Sequence[int]) -> pa.Array:
+    """Times in µs since 1970 UTC as timestamps."""
+    import pyarrow as pa
+
+    return pa.array(microseconds, pa.int64()).cast(pa.timestamp("us", "UTC"))
+
+
+def frame(table: pa.Table) -> Any:
+    """The table as a pandas DataFrame. Raises EnvironmentFault where pandas is not installed."""
+    try:
+        import pandas  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentFault(
+            "pandas is not installed",
+            hint="pip install 'eventlog-cdc[pandas]', or use to_arrow()",
+        ) from error
+    return table.to_pandas()
+
+
+def _target(codec: Any, schema: Schema, column: Column, cast: str | None) -> pa.DataType:
+    import pyarrow as pa
+
+    if cast is None:
+        return codec.arrow_type(schema, column)
+    if cast == "text":
+        return pa.string()
+    if cast == "float64":
+        return pa.float64()
+    decimal = _DECIMAL.fullmatch(cast)
+    if decimal is not None:
+        precision, scale = map(int, decimal.groups())
+        if 1 <= precision <= 76 and scale <= precision:
+            make = pa.decimal128 if precision <= 38 else pa.decimal256
+            return make(precision, scale)
+    raise UsageError(
+        f"column {column.name!r} cannot be cast to {cast!r}",
+        hint="a cast is text, float64, or decimal(p,s) with at most 76 digits",
+    )
+
+
+def _misfit(
+    schema: Schema, column: Column, text: Text, offset: int, target: pa.DataType
+) -> ValueDoesNotFit:
+    where = f"column {column.name!r} of {schema.table} at offset {offset}"
+    if text is Marker.UNCHANGED:
+        return ValueDoesNotFit(
+            f"{where} was left unchanged by its update, so its value is not in that record",
+            hint="read with fill=True to take it from the row's history; where the history "
+            "does not have it, unfit='null' makes it null and counts it",
+        )
+    shown = text if isinstance(text, bytes) else b""
+    value = shown[:40].decode("utf-8", "backslashreplace") + ("…" if len(shown) > 40 else "")
+    return ValueDoesNotFit(
+        f"{where} holds {value!r}, which does not fit {target}",
+        hint=f"cast={{{column.name!r}: 'text'}} keeps the text; unfit='null' makes such values "
+        "null and counts them",
+    )

@@ -1,0 +1,79 @@
+"""How the records of an event stream are read and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from eventlog.changes.arrow import Conversion, times_array
+from eventlog.changes.codec import codec
+from eventlog.changes.cut import utc
+from eventlog.changes.decoding import json_line, json_value
+from eventlog.changes.event import Event
+from eventlog.engine import Engine
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class StoredEvent(NamedTuple):
+    """An event with its time in µs since 1970 UTC."""
+
+    offset: int
+    time_us: int
+    key: str | None
+    value: Any
+
+
+class EventView:
+    """All events of a stream."""
+
+    def __init__(self, engine: Engine, stream: str) -> None:
+        self._engine = engine
+        self._stream = stream
+
+    def items(self, start: int, stop: int) -> Iterator[StoredEvent]:
+        """Walk the events. Raises DamagedLog or CodecNotInstalled."""
+        for stretch in self._engine.scan(self._stream, start, stop, lambda entry: True):
+            entry, payload = stretch.entry, stretch.payload
+            assert payload is not None
+            decode = codec(payload.codec).decode
+            slots, offsets = entry.readable_slots(start, stop)
+            times = entry.transactions.time[entry.slot_transactions()].tolist()
+            for slot, offset, record in zip(slots, offsets, payload.records(slots), strict=True):
+                key, value = decode(record)
+                yield StoredEvent(offset, times[slot], key, value)
+
+    def version(self, item: StoredEvent) -> None:
+        """None: events have no schema."""
+
+    def record(self, item: StoredEvent) -> Event:
+        return Event(item.offset, utc(item.time_us), item.key, item.value)
+
+    def json(self, item: StoredEvent) -> dict[str, Any]:
+        return {
+            "offset": item.offset,
+            "time": utc(item.time_us).isoformat(),
+            "key": item.key,
+            "value": json_value(item.value),
+        }
+
+    def arrow(
+        self, items: list[StoredEvent], stop: int, conversion: Conversion, *, own: bool
+    ) -> pa.Table:
+        return event_table(items)
+
+
+def event_table(events: list[StoredEvent]) -> pa.Table:
+    """Events as Arrow: `_offset`, `_time`, `key`, and `value` as JSON text (null: a tombstone)."""
+    import pyarrow as pa
+
+    values = [None if e.value is None else json_line(json_value(e.value)) for e in events]
+    return pa.table(
+        {
+            "_offset": pa.array([e.offset for e in events], pa.int64()),
+            "_time": times_array([e.time_us for e in events]),
+            "key": pa.array([e.key for e in events], pa.string()),
+            "value": pa.array(values, pa.string()),
+        }
+    )

@@ -1,0 +1,117 @@
+"""Pieces: what one index entry of a captured stream holds of a range, and how it is split.
+
+A selection of tables is a predicate on schema versions. Entries that hold none of them are passed
+over unread; control records that concern every table (`data_loss`) are always read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+from eventlog.changes.change import Op, RawChange
+from eventlog.changes.codec import codec
+from eventlog.changes.schema import Schema
+from eventlog.changes.schemas import SchemaHistory
+from eventlog.engine import Engine, IndexEntry
+from eventlog.engine.payload import Payload
+from eventlog.errors import DamagedLog
+
+Selection: TypeAlias = Callable[[Schema], bool]
+
+
+class Moment(NamedTuple):
+    """A record's transaction as the index has it: two words that its codec writes, and the time."""
+
+    tx: int
+    position: int
+    time_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """The readable records of one entry, undecoded. `relations` None: all are selected."""
+
+    stream: str
+    entry: IndexEntry
+    payload: Payload
+    codec: Any
+    schemas: dict[int, Schema]
+    relations: frozenset[int] | None
+    slots: list[int]
+    offsets: list[int]
+
+    def changes(self) -> Iterator[tuple[int, RawChange]]:
+        """The selected records with their offsets. Raises DamagedLog, naming the place."""
+        relations = self.relations
+        records = self.payload.records(self.slots)
+        raws = self.codec.decode(records, self.slots, self.schemas)
+        try:
+            if relations is None:
+                yield from zip(self.offsets, raws, strict=True)
+                return
+            for offset, raw in zip(self.offsets, raws, strict=True):
+                if raw.relation in relations or (raw.relation is None and raw.op is Op.DATA_LOSS):
+                    yield offset, raw
+        except DamagedLog as error:
+            raise DamagedLog(
+                f"payload {self.entry.payload_id} of stream {self.stream!r}, offsets "
+                f"[{self.entry.first_offset}, {self.entry.stop}), is damaged: {error}",
+                hint="records outside it can still be read; run `eventlog check`",
+            ) from error
+
+    def moments(self) -> list[Moment]:
+        """The moment of each slot of the payload, the selected ones and the others."""
+        transactions = self.entry.transactions
+        columns = (transactions.tx, transactions.position, transactions.time)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        found = [Moment(*row) for row in rows]
+        return [found[place] for place in self.entry.slot_transactions().tolist()]
+
+
+def pieces(
+    engine: Engine,
+    history: SchemaHistory,
+    start: int,
+    stop: int,
+    *,
+    selection: Selection | None = None,
+) -> Iterator[Piece]:
+    """Walk `[start, stop)` of a captured stream, in order.
+
+    Raises DamagedLog or CodecNotInstalled when it comes to such a payload.
+    """
+    chosen: dict[int, bool] = {}
+
+    def is_chosen(schema_id: int) -> bool:
+        found = chosen.get(schema_id)
+        if found is None:
+            assert selection is not None
+            found = chosen[schema_id] = selection(history.version(schema_id))
+        return found
+
+    def wanted(entry: IndexEntry) -> bool:
+        if selection is None or not entry.relations:
+            return True
+        return any(is_chosen(schema_id) for _, schema_id in entry.relations)
+
+    for stretch in engine.scan(history.stream, start, stop, wanted):
+        if stretch.payload is None:
+            continue
+        entry = stretch.entry
+        relations = None
+        if selection is not None:
+            relations = frozenset(r for r, schema_id in entry.relations if is_chosen(schema_id))
+        slots, offsets = entry.readable_slots(start, stop)
+        if slots:
+            yield Piece(
+                stream=history.stream,
+                entry=entry,
+                payload=stretch.payload,
+                codec=codec(stretch.payload.codec),
+                schemas={r: history.version(schema_id) for r, schema_id in entry.relations},
+                relations=relations,
+                slots=slots,
+                offsets=offsets,
+            )

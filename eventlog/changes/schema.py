@@ -1,0 +1,105 @@
+"""One version of a table's schema, as it was when its records were written (D11)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column: its declared type as the source numbers it, and its identity in the catalog.
+
+    `attribute` and `missing` (the fast default of rows older than the column, as text) come from
+    the catalog; they are None where the schema version is `inferred`.
+    """
+
+    name: str
+    type: int
+    typmod: int
+    key: bool
+    attribute: int | None = None
+    missing: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceType:
+    """One type that the columns use.
+
+    `kind`: b base, d domain, e enum, c composite, r range, m multirange, p pseudo, a array. `base`
+    is a domain's underlying type, `element` an array's; 0 where there is none.
+    """
+
+    id: int
+    namespace: str
+    name: str
+    kind: str
+    base: int = 0
+    base_typmod: int = -1
+    element: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """A relation's name, columns and types at one version.
+
+    `id` numbers the versions of a stream, densely, in the order they came. `offset` is the
+    stream's end when the version was stored: no record below it has this version. `identity`: d
+    primary key, n nothing, f full, i index. `inserts_only`: the source sends no updates or deletes
+    of this table (D13). `inferred`: the catalog had moved on when the version was first seen.
+    """
+
+    id: int
+    offset: int
+    relation: int
+    namespace: str
+    name: str
+    identity: str
+    columns: tuple[Column, ...]
+    types: Mapping[int, SourceType] = field(default_factory=dict)
+    inserts_only: bool = False
+    inferred: bool = False
+
+    @property
+    def table(self) -> str:
+        """`schema.table`, unquoted."""
+        return f"{self.namespace}.{self.name}"
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+    @cached_property
+    def key_indexes(self) -> tuple[int, ...]:
+        """Places of the key's columns; empty where the table has no key.
+
+        Under REPLICA IDENTITY FULL the source flags every column, which is no key (PROTOCOL).
+        """
+        if self.identity in ("f", "n"):
+            return ()
+        return tuple(i for i, column in enumerate(self.columns) if column.key)
+
+    def to_map(self) -> dict[str, Any]:
+        """The stored form, without `id`, which is its key."""
+        stored = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "id"}
+        stored["columns"] = [dataclasses.asdict(column) for column in self.columns]
+        stored["types"] = [dataclasses.asdict(kind) for kind in self.types.values()]
+        return stored
+
+    @classmethod
+    def from_map(cls, schema_id: int, stored: Mapping[str, Any]) -> Schema:
+        """Read the stored form; names that a later version added are passed over."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        fields = {name: value for name, value in stored.items() if name in known}
+        columns = tuple(Column(**_known(Column, column)) for column in stored["columns"])
+        types = (SourceType(**_known(SourceType, kind)) for kind in stored["types"])
+        fields |= {"columns": columns, "types": {kind.id: kind for kind in types}}
+        return cls(id=schema_id, **fields)
+
+
+def _known(cls: type, stored: Mapping[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in dataclasses.fields(cls)}
+    return {name: value for name, value in stored.items() if name in names}

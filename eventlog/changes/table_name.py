@@ -1,0 +1,71 @@
+"""Names of tables as users write them: `[STREAM.]schema.table`, quoted as in SQL (API.md)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from eventlog.errors import UsageError
+
+ANY = "*"
+_PART = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([a-z_][a-z0-9_$]*)|(\*))\s*')
+_PLAIN = re.compile(r"[a-z_][a-z0-9_$]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableName:
+    """A schema and a table; either may be `*`, which stands for the whole part."""
+
+    schema: str
+    name: str
+    stream: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> TableName:
+        """Read `table`, `schema.table` or `stream.schema.table`; without schema: `public`."""
+        parts = _split(text)
+        if len(parts) > 3:
+            raise _bad(text)
+        stream = parts[0] if len(parts) == 3 else None
+        schema = parts[-2] if len(parts) > 1 else "public"
+        return cls(schema=schema, name=parts[-1], stream=stream)
+
+    @property
+    def is_pattern(self) -> bool:
+        return ANY in (self.schema, self.name)
+
+    def matches(self, schema: str, name: str) -> bool:
+        return self.schema in (ANY, schema) and self.name in (ANY, name)
+
+    def __str__(self) -> str:
+        return f"{_quoted(self.schema)}.{_quoted(self.name)}"
+
+
+def _split(text: str) -> list[str]:
+    parts: list[str] = []
+    position = 0
+    while True:
+        found = _PART.match(text, position)
+        if found is None:
+            raise _bad(text)
+        quoted, plain, star = found.groups()
+        parts.append(quoted.replace('""', '"') if quoted else plain or star)
+        position = found.end()
+        if position == len(text):
+            return parts
+        if text[position] != ".":
+            raise _bad(text)
+        position += 1
+
+
+def _quoted(part: str) -> str:
+    if part == ANY or _PLAIN.fullmatch(part):
+        return part
+    return '"' + part.replace('"', '""') + '"'
+
+
+def _bad(text: str) -> UsageError:
+    return UsageError(
+        f"{text!r} is not a table's name",
+        hint="write schema.table; parts with capitals or signs in double quotes, as in SQL",
+    )

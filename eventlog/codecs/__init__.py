@@ -1,0 +1,1 @@
+"""Codecs that belong to the log itself: application events, and its own control records."""

@@ -1,0 +1,154 @@
+"""The codec of application events (number 2).
+
+::
+
+    record = msgpack array [key, value]
+    key    = str | nil
+    value  = nil | bool | int (64 bits) | float | str | bin | array of values | map of str to values
+             | timestamp (extension -1; an aware datetime, read back in UTC)
+
+A nil value under a key is a tombstone; without a key it is not written.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import msgpack
+
+from eventlog.errors import DamagedLog, UsageError
+
+DEPTH_MAX = 100
+"""Arrays and maps inside each other: bounded, so that every reader can walk them."""
+
+
+class UnsuitableValue(UsageError, TypeError):
+    """A value that an event cannot hold; the message names the path to it."""
+
+
+class EventCodec:
+    """Reads and writes events."""
+
+    id = 2
+    name = "msgpack"
+
+    def encoder(self) -> Callable[[str | None, Any], bytes]:
+        """A function from a key and a value to a record, for one thread.
+
+        It raises UnsuitableValue, which is a TypeError.
+        """
+        pack = msgpack.Packer(datetime=True).pack
+
+        def encode(key: str | None, value: Any) -> bytes:
+            if type(value) not in _LEAVES:
+                _check(value, (), 0)
+            try:
+                record: bytes = pack((key, value))
+            except (OverflowError, ValueError, TypeError) as error:
+                raise _unpackable(value, error) from error
+            return record
+
+        return encode
+
+    def decode(self, record: bytes) -> tuple[str | None, Any]:
+        """The key and the value of a record. Raises DamagedLog."""
+        try:
+            key, value = msgpack.unpackb(record, timestamp=3)
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise DamagedLog(f"a record is no event: {error}") from error
+        return key, value
+
+
+def key_text(key: str | int | None) -> str | None:
+    """The stored form of a key: text as it is, an int as its decimal form."""
+    if key is None or type(key) is str:
+        return key
+    if isinstance(key, str):
+        return str(key)
+    if not isinstance(key, bool):
+        try:
+            return str(operator.index(key))
+        except TypeError:
+            pass
+    raise UnsuitableValue(
+        f"a key is text or an integer, not {type(key).__name__}",
+        hint="write the key as text",
+    )
+
+
+_LEAVES = frozenset({str, int, float, bool, type(None), bytes})
+_Path = tuple[str | int, ...]
+
+
+def _check(value: Any, path: _Path, depth: int) -> None:
+    """Refuse what msgpack would take, but give back as something else, or not at all."""
+    if depth > DEPTH_MAX:
+        raise UnsuitableValue(f"{_at(path[:3])} nests deeper than {DEPTH_MAX} levels", hint=_HINT)
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if type(name) is not str:
+                raise UnsuitableValue(
+                    f"{_at(path)} has the name {name!r}, which is no text",
+                    hint="names of a mapping are str, as in JSON",
+                )
+            if type(item) not in _LEAVES:
+                _check(item, (*path, name), depth + 1)
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            if type(item) not in _LEAVES:
+                _check(item, (*path, place), depth + 1)
+    elif type(value) is datetime:
+        if value.utcoffset() is None:
+            raise UnsuitableValue(
+                f"{_at(path)} is a datetime without a time zone",
+                hint="say what it means: value.replace(tzinfo=datetime.UTC), or astimezone()",
+            )
+    elif not isinstance(value, str | int | float):
+        raise UnsuitableValue(
+            f"{_at(path)} is a {type(value).__name__}, which an event cannot hold", hint=_HINT
+        )
+
+
+def _unpackable(value: Any, error: Exception) -> UnsuitableValue:
+    found = _culprit(value, ())
+    if found is None:
+        return UnsuitableValue(f"the value cannot be stored: {error}", hint=_HINT)
+    path, leaf = found
+    if isinstance(leaf, int):
+        return UnsuitableValue(
+            f"{_at(path)} is an integer of more than 64 bits", hint="write it as text"
+        )
+    return UnsuitableValue(
+        f"{_at(path)} is text with lone surrogates, which is not Unicode",
+        hint="store such text as bytes",
+    )
+
+
+def _culprit(value: Any, path: _Path) -> tuple[_Path, Any] | None:
+    if isinstance(value, dict | list):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        inner = (_culprit(item, (*path, name)) for name, item in pairs)
+        found = next((culprit for culprit in inner if culprit is not None), None)
+        if found is not None or isinstance(value, list):
+            return found
+        return next((hit for name in value if (hit := _culprit(name, path)) is not None), None)
+    try:
+        msgpack.packb(value, datetime=True)
+    except (OverflowError, ValueError, TypeError):
+        return path, value
+    return None
+
+
+def _at(path: _Path) -> str:
+    return "value" + "".join(f"[{step!r}]" for step in path)
+
+
+_HINT = (
+    "events hold None, bool, int, float, str, bytes, aware datetimes, and lists and dicts of "
+    "these; convert other values first, numpy's with .item() or .tolist()"
+)
+
+CODEC = EventCodec()

@@ -1,0 +1,177 @@
+"""An open log: its streams, transactions, snapshots, consumers and sources."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from eventlog.changes.cut import At, cut_of, utc
+from eventlog.changes.schemas import SchemaHistory
+from eventlog.engine import Engine, StreamKind
+from eventlog.names import checked_name
+from eventlog.stream import Stream
+from eventlog.transaction import Transaction
+
+if TYPE_CHECKING:
+    from eventlog.changes.snapshot import Snapshot
+    from eventlog.engine.check import Violation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamInfo:
+    """A stream's range `[start, end)`, its readable records and their stored bytes."""
+
+    name: str
+    kind: StreamKind
+    start: int
+    end: int
+    records: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerInfo:
+    """Where a consumer stands; `lag` counts the offsets that it has yet to see.
+
+    `filter` is the table that it follows, `*.*` all of them, empty before its first commit.
+    """
+
+    stream: str
+    name: str
+    offset: int
+    epoch: int
+    lag: int
+    filter: str
+    updated: datetime
+
+
+def open_log(path: str | os.PathLike[str], *, create: bool = False) -> Log:
+    """Open the log in a directory; with `create`, make one where there is none.
+
+    Opening it again in one process shares it. Raises NotALog, LogExists, LogVersionError,
+    LogUnreadable.
+    """
+    return Log(Engine.open(Path(path), create=create))
+
+
+class Log:
+    """An open log directory. A context manager.
+
+    `engine` is what lies below, for packages that bring sources. Thread safety: may be shared among
+    threads.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._schemas: dict[str, SchemaHistory] = {}
+
+    @property
+    def path(self) -> Path:
+        """The log's directory."""
+        return self.engine.path
+
+    def close(self) -> None:
+        """Close this handle; every later use of it, or of its streams, raises ClosedLog."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Log {str(self.path)!r}>"
+
+    def stream(self, name: str, *, create: bool = False) -> Stream:
+        """The stream of that name; with `create`, an event stream is made where there is none.
+
+        Raises UnknownStream, StreamExists (of another kind), UsageError for what is no name.
+        """
+        checked_name(name, kind="stream")
+        row = self.engine.create_stream(name, "events") if create else self.engine.stream(name)
+        return Stream(self.engine, name, row.kind, self._history(name))
+
+    def streams(self) -> list[StreamInfo]:
+        """All streams by name, with what they hold. Walks the index of each."""
+        return [self._info(row.name, row.kind) for row in self.engine.streams()]
+
+    def transaction(self) -> Transaction:
+        """Appends to several streams, all or nothing: `with log.transaction() as tx`."""
+        return Transaction(self.engine)
+
+    def consumers(self) -> list[ConsumerInfo]:
+        """All consumers, by stream and name."""
+        found = []
+        for stream, name, row in self.engine.consumers():
+            _, end = self.engine.bounds(stream)
+            found.append(
+                ConsumerInfo(
+                    stream=stream,
+                    name=name,
+                    offset=row.offset,
+                    epoch=row.epoch,
+                    lag=end - row.offset,
+                    filter=row.filter,
+                    updated=utc(row.updated_us),
+                )
+            )
+        return sorted(found, key=lambda info: (info.stream, info.name))
+
+    def source(self, name: str) -> dict[str, Any] | None:
+        """What the source that feeds a stream has stored about itself; None where it has not."""
+        return self.engine.source_state(name)
+
+    def snapshot(
+        self,
+        streams: str | Iterable[str] | Mapping[str, At | tuple[At, At]],
+        *,
+        at: At = "end",
+        strict: bool = False,
+    ) -> Snapshot:
+        """The state as of a cut: an offset, a time, or `end`.
+
+        `streams` is a name, several names, or a mapping from names to their own cuts; a cut
+        `(start, stop)` keeps the rows whose latest version lies in that range. Raises
+        UnknownStream, OffsetOutOfRange, OffsetsDropped, and with `strict` CutInsideTransaction.
+        """
+        from eventlog.changes.snapshot import Part, Snapshot
+
+        if isinstance(streams, str):
+            cuts: dict[str, Any] = {streams: at}
+        elif isinstance(streams, Mapping):
+            cuts = dict(streams)
+        else:
+            cuts = dict.fromkeys(streams, at)
+        parts = []
+        for name, wanted in cuts.items():
+            start, stop = wanted if isinstance(wanted, tuple) else (None, wanted)
+            kind = self.engine.stream(checked_name(name, kind="stream")).kind
+            cut = cut_of(self.engine, name, stop, strict=strict)
+            first = None if start is None else cut_of(self.engine, name, start, strict=strict).stop
+            if first is not None:
+                self.engine.checked_range(name, first, cut.stop)
+            parts.append(Part(kind=kind, start=first, cut=cut, history=self._history(name)))
+        return Snapshot(self.engine, parts)
+
+    def check(self, *, progress: Callable[[int, int], None] | None = None) -> list[Violation]:
+        """Walk the whole log; returns every violated invariant, none for a sound log."""
+        from eventlog.engine.check import check
+
+        return check(self.engine, progress=progress)
+
+    def _history(self, name: str) -> SchemaHistory:
+        return self._schemas.setdefault(name, SchemaHistory(self.engine, name))
+
+    def _info(self, name: str, kind: StreamKind) -> StreamInfo:
+        start, end = self.engine.bounds(name)
+        records = size = 0
+        for stretch in self.engine.scan(name, start, end, lambda entry: False):
+            slots, _ = stretch.entry.readable_slots(start, end)
+            records += len(slots)
+            size += stretch.entry.body_bytes
+        return StreamInfo(name=name, kind=kind, start=start, end=end, records=records, bytes=size)

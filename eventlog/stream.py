@@ -1,0 +1,175 @@
+"""One stream of an open log: appending, reading, following."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from eventlog.changes.change_view import ChangeView
+from eventlog.changes.cut import At, microseconds, offset_of
+from eventlog.changes.event_view import EventView
+from eventlog.changes.records import Records
+from eventlog.changes.schemas import SchemaHistory
+from eventlog.changes.table_choice import named_at, selected_by_name
+from eventlog.engine import Engine, Plan, StreamKind
+from eventlog.errors import UsageError
+from eventlog.following import MAX_ROWS, Following
+from eventlog.outbox import Outbox
+
+if TYPE_CHECKING:
+    from eventlog.consumer import Consumer
+
+Until = Literal["current"] | int | None
+
+
+class Stream:
+    """A stream by its name; `kind` is `events` or `captured`.
+
+    Thread safety: may be shared among threads.
+    """
+
+    def __init__(self, engine: Engine, name: str, kind: StreamKind, schemas: SchemaHistory) -> None:
+        self.name = name
+        self.kind = kind
+        self._engine = engine
+        self._schemas = schemas
+
+    @property
+    def start(self) -> int:
+        """The first retained offset."""
+        return self._engine.bounds(self.name)[0]
+
+    @property
+    def end(self) -> int:
+        """The offset that the next record will get."""
+        return self._engine.bounds(self.name)[1]
+
+    def offset_at(self, time: At) -> int:
+        """The first offset whose running greatest commit time has reached `time`; else the end.
+
+        `time` is ISO 8601 text, a date or a datetime; without a zone it is UTC.
+        """
+        return self._engine.offset_at(self.name, microseconds(time))
+
+    # Appending
+
+    def append(self, value: Any, key: str | int | None = None) -> int:
+        """Append one event, durably; returns its offset.
+
+        `append(None, key=...)` is a tombstone. An integer key is stored as its decimal form.
+        Raises TypeError for a value that an event cannot hold, naming the path to it.
+        """
+        with Outbox(self._engine) as outbox:
+            outbox.add(self.name, value, key)
+            committed = self._engine.commit(Plan(appends=outbox.appends()))
+        return committed.offsets[0].start
+
+    def append_many(
+        self, values: Iterable[Any], *, keys: Iterable[str | int | None] | None = None
+    ) -> range:
+        """Append events, all or nothing whatever the size; returns their offsets.
+
+        `keys` has one key for each value. A generator that raises leaves nothing. More than 16 MiB
+        goes through staging, in bounded memory.
+        """
+        with Outbox(self._engine) as outbox:
+            outbox.extend(self.name, values, keys)
+            committed = self._engine.commit(Plan(appends=outbox.appends()))
+        return committed.offsets[0]
+
+    # Reading
+
+    def read(
+        self,
+        start: At | None = None,
+        stop: At | None = None,
+        *,
+        table: str | None = None,
+        columns: Sequence[str] | None = None,
+        fill: bool = False,
+    ) -> Records[Any, Any]:
+        """The records of `[start, stop)`, lazily; the end is fixed now, and stays.
+
+        `table` selects one table, or several by a pattern such as `public.*`: the relations that
+        bear the name at `stop`, followed across renames. Its control records and `data_loss`
+        records come along. `columns` limits rows to these. `fill` takes UNCHANGED values from the
+        row's own history, for which the stream is read from its start. Raises OffsetOutOfRange,
+        OffsetsDropped, UnknownTable, UnknownColumn.
+        """
+        first, last = self._engine.checked_range(
+            self.name,
+            None if start is None else offset_of(self._engine, self.name, start),
+            None if stop is None else offset_of(self._engine, self.name, stop),
+        )
+        if self.kind == "events":
+            self._refuse_tables(table, columns)
+            return Records(EventView(self._engine, self.name), self.name, first, last)
+        choice = named_at(self._schemas, table, columns, last)
+        view = ChangeView(
+            self._engine,
+            self._schemas,
+            selection=choice.selection,
+            table=choice.table,
+            columns=columns,
+            fill=fill,
+        )
+        return Records(view, self.name, first, last)
+
+    def follow(
+        self,
+        start: At = "end",
+        *,
+        table: str | None = None,
+        columns: Sequence[str] | None = None,
+        max_rows: int = MAX_ROWS,
+        until: Until = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> Following:
+        """Batches from `start` on (`begin`, `end`, an offset or a time), waiting for more.
+
+        Also for `async for`. `until` ends it at an offset, or at the `current` end; `stop()` ends
+        it when it returns true. `table` selects records by the name that their table bore when they
+        were written, so that a batch does not depend on when it is read.
+        """
+        first = offset_of(self._engine, self.name, start)
+        self._engine.checked_range(self.name, first, None)
+        return Following(
+            self._engine,
+            self.followed_view(table, columns),
+            self.name,
+            start=first,
+            until=self.end if until == "current" else until,
+            max_rows=max_rows,
+            stop=stop,
+        )
+
+    def followed_view(
+        self, table: str | None, columns: Sequence[str] | None = None
+    ) -> ChangeView | EventView:
+        """How followed batches of this stream are selected and shown."""
+        if self.kind == "events":
+            self._refuse_tables(table, columns)
+            return EventView(self._engine, self.name)
+        selection = selected_by_name(self._schemas, table, columns, self.end)
+        return ChangeView(self._engine, self._schemas, selection=selection, columns=columns)
+
+    # Consuming
+
+    def consumer(self, name: str, start: At = "begin") -> Consumer:
+        """The named consumer, made at `start` where it is new.
+
+        Raises OffsetOutOfRange where a new one would begin outside the stream.
+        """
+        from eventlog.consumer import Consumer
+
+        return Consumer(self._engine, self, name, start=start)
+
+    def _refuse_tables(self, table: str | None, columns: Sequence[str] | None) -> None:
+        if table is not None or columns is not None:
+            raise UsageError(
+                f"stream {self.name!r} holds events, which have no tables or columns",
+                hint="leave out table= and columns=",
+            )
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.name!r}, {self.kind}>"
