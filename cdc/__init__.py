@@ -1,0 +1,10 @@
+"""The capture daemon: streams a source's changes into an event log.
+
+What every kind of source shares is here; Postgres is in `cdc.postgres`.
+"""
+
+from cdc.driver import Running, SourceDriver
+from cdc.options import Event, Options, Outcome
+from cdc.source import Source
+
+__all__ = ["Event", "Options", "Outcome", "Running", "Source", "SourceDriver"]

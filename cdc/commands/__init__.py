@@ -1,0 +1,1 @@
+"""The commands that capturing adds to `eventlog`, one module each."""

@@ -1,0 +1,63 @@
+"""What a kind of source must bring, and which one a connection string means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from cdc.options import Options, Outcome, Report
+from eventlog import Log
+from eventlog.errors import UsageError
+
+GROUP = "cdc.sources"
+_DEFAULT = "postgresql"
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
+
+
+class Running(Protocol):
+    """A capture that was set up and is not started."""
+
+    def run(self) -> Outcome:
+        """Capture until stopped, or until the options' end."""
+        ...
+
+    def stop(self) -> None:
+        """End it in order; safe in a signal handler."""
+        ...
+
+
+class SourceDriver(Protocol):
+    """One kind of source. Registered as an entry point of group `cdc.sources`, by scheme."""
+
+    def capture(self, log: Log, name: str, dsn: str, options: Options, report: Report) -> Running:
+        """Set up a capture of the source at `dsn` into the stream `name`."""
+        ...
+
+    def drop(self, dsn: str, name: str, state: Mapping[str, Any] | None) -> list[str]:
+        """Remove what captures of `name` left at the source; returns what was removed."""
+        ...
+
+    def lag(self, dsn: str, state: Mapping[str, Any]) -> tuple[int, float | None]:
+        """How far the log is behind: bytes, and seconds where they can be told."""
+        ...
+
+    def warnings(self, dsn: str) -> list[str]:
+        """What is unwise about this connection string, such as a password in sight."""
+        ...
+
+
+def driver_of(dsn: str) -> SourceDriver:
+    """The driver for a connection string: by its scheme, Postgres where it has none."""
+    found = _SCHEME.match(dsn)
+    scheme = found.group(1) if found else _DEFAULT
+    scheme = _DEFAULT if scheme == "postgres" else scheme
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    if scheme not in points:
+        raise UsageError(
+            f"no source of kind {scheme!r} is installed",
+            hint=f"installed kinds: {', '.join(sorted(points))}",
+        )
+    driver: SourceDriver = points[scheme].load()
+    return driver

@@ -1,0 +1,189 @@
+"""What `doctor` reads from a server before it judges: facts, without an opinion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from cdc.errors import CaptureError, MissingTable
+from cdc.postgres import catalog
+from cdc.postgres.catalog import PassedOver, Table
+from cdc.postgres.connection import Connection, connect_replication
+from cdc.postgres.faults import translated
+from eventlog.changes.table_name import TableName
+
+MANAGED_REPLICATION_ROLES = ("rds_replication",)
+"""Roles by which managed services let a user replicate who has no REPLICATION attribute."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotFact:
+    """A slot that nothing streams from, and the WAL that the server keeps for it."""
+
+    name: str
+    wal_status: str | None
+    retained_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableFact:
+    """What the present role may do with a table; `candidate` could serve as replica identity."""
+
+    table: Table
+    owner: str
+    owned: bool
+    usage: bool
+    select: bool
+    row_security: bool
+    candidate: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """A server, a role on it and the tables asked for.
+
+    `replication_fault` is why no replication connection could be made, None if one was. Times are
+    in ms and 0 means "never"; `idle_slot_timeout_ms` is None where the server has no such limit.
+    `slot_wal_keep_mb` is -1 for "without limit".
+    """
+
+    version: int
+    database: str
+    user: str
+    wal_level: str
+    standby: bool
+    may_replicate: bool
+    may_create: bool
+    replication_fault: CaptureError | None
+    slots_used: int
+    slots_max: int
+    senders_used: int
+    senders_max: int
+    wal_sender_timeout_ms: int
+    idle_slot_timeout_ms: int | None
+    slot_wal_keep_mb: int
+    inactive_slots: tuple[SlotFact, ...]
+    tables: tuple[TableFact, ...]
+    missing: tuple[MissingTable, ...]
+    passed_over: tuple[PassedOver, ...]
+
+
+def gather(dsn: str, conn: Connection, names: Sequence[TableName]) -> Facts:
+    """Read the facts; makes a replication connection for a moment, and changes nothing."""
+    tables: dict[int, Table] = {}
+    missing: list[MissingTable] = []
+    for name in names:
+        try:
+            tables.update((t.oid, t) for t in catalog.resolve_tables(conn, [name]))
+        except MissingTable as error:
+            missing.append(error)
+    fault = _replication_fault(dsn)
+    with translated("reading the server's settings"):
+        settings: dict[str, str] = dict(conn.execute(_SETTINGS).fetchall())
+        row = conn.execute(_ROLE, {"roles": list(MANAGED_REPLICATION_ROLES)}).fetchone()
+        used = conn.execute(_USED).fetchone()
+        slots = conn.execute(_INACTIVE_SLOTS).fetchall()
+    assert row is not None and used is not None
+    idle = settings.get("idle_replication_slot_timeout")
+    return Facts(
+        version=conn.info.server_version,
+        database=conn.info.dbname,
+        user=conn.info.user,
+        wal_level=settings["wal_level"],
+        standby=row[0],
+        may_replicate=row[1],
+        may_create=row[2],
+        replication_fault=fault,
+        slots_used=used[0],
+        slots_max=int(settings["max_replication_slots"]),
+        senders_used=used[1],
+        senders_max=int(settings["max_wal_senders"]),
+        wal_sender_timeout_ms=int(settings["wal_sender_timeout"]),
+        idle_slot_timeout_ms=None if idle is None else int(idle) * 1000,
+        slot_wal_keep_mb=int(settings["max_slot_wal_keep_size"]),
+        inactive_slots=tuple(
+            SlotFact(name=name, wal_status=status, retained_bytes=retained)
+            for name, status, retained in slots
+        ),
+        tables=_table_facts(conn, tables),
+        missing=tuple(missing),
+        passed_over=tuple(catalog.passed_over(conn, names)),
+    )
+
+
+_SETTINGS = """
+select name, setting from pg_settings
+ where name in ('wal_level', 'max_replication_slots', 'max_wal_senders', 'wal_sender_timeout',
+                'idle_replication_slot_timeout', 'max_slot_wal_keep_size')
+"""
+
+_ROLE = """
+select pg_is_in_recovery(),
+       r.rolsuper or r.rolreplication or exists (
+           select from pg_roles m
+            where m.rolname = any(%(roles)s) and pg_has_role(current_user, m.oid, 'usage')),
+       has_database_privilege(current_database(), 'create')
+  from pg_roles r where r.rolname = current_user
+"""
+
+_USED = """
+select (select count(*)::int from pg_replication_slots),
+       (select count(*)::int from pg_stat_replication)
+"""
+
+_INACTIVE_SLOTS = """
+select slot_name, wal_status,
+       case when pg_is_in_recovery() then 0 else
+           coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::int8 end
+  from pg_replication_slots where not active order by slot_name
+"""
+
+_TABLES = """
+select c.oid::int8, o.rolname, pg_has_role(c.relowner, 'usage'),
+       has_schema_privilege(c.relnamespace, 'usage'), has_table_privilege(c.oid, 'select'),
+       (c.relrowsecurity and not r.rolsuper and not r.rolbypassrls
+           and (c.relforcerowsecurity or not pg_has_role(c.relowner, 'usage'))),
+       (select x.relname from pg_index i join pg_class x on x.oid = i.indexrelid
+         where i.indrelid = c.oid and i.indisunique and i.indimmediate and i.indisvalid
+           and i.indpred is null and i.indexprs is null
+           and not exists (
+               select from pg_attribute a where a.attrelid = c.oid and not a.attnotnull
+                  and a.attnum = any((i.indkey::int2[])[0:i.indnkeyatts - 1]))
+         order by i.indisprimary desc, x.relname limit 1)
+  from pg_class c join pg_roles o on o.oid = c.relowner
+  cross join (select * from pg_roles where rolname = current_user) r
+ where c.oid = any(%s)
+"""
+
+
+def _table_facts(conn: Connection, tables: dict[int, Table]) -> tuple[TableFact, ...]:
+    with translated("reading the privileges on the tables"):
+        rows = conn.execute(_TABLES, [list(tables)]).fetchall()
+    facts = [
+        TableFact(
+            table=tables[oid],
+            owner=owner,
+            owned=owned,
+            usage=usage,
+            select=select,
+            row_security=row_security,
+            candidate=None if candidate is None else _quoted(conn, candidate),
+        )
+        for oid, owner, owned, usage, select, row_security, candidate in rows
+    ]
+    return tuple(sorted(facts, key=lambda fact: (fact.table.schema, fact.table.name)))
+
+
+def _quoted(conn: Connection, name: str) -> str:
+    return sql.Identifier(name).as_string(conn)
+
+
+def _replication_fault(dsn: str) -> CaptureError | None:
+    try:
+        with connect_replication(dsn) as replication:
+            catalog.identify(replication)
+    except CaptureError as error:
+        return error
+    return None

@@ -1,0 +1,230 @@
+"""COPY streams through libpq: the transport behind `Frames`, and where psycopg's `pq` is used.
+
+libpq reads 16 KB at a time. `read` drains what is there and, asked to `gather`, waits a moment for
+more, because waking up for every few rows is what costs (D1). A pipe wakes a waiting `read` from
+another thread or a signal handler. One thread owns a connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from typing import Protocol
+
+import psycopg
+from psycopg import pq, sql
+
+from cdc.errors import ConnectionLost
+from cdc.postgres.connection import Connection
+from cdc.postgres.faults import failed
+from cdc.postgres.frames import Frames
+from cdc.postgres.lsn import Lsn
+from cdc.postgres.slot import slot_in_use
+
+
+class Transport(Protocol):
+    """What the capture needs of a replication connection."""
+
+    def read(self, *, timeout_s: float, gather_s: float = 0.0) -> Frames | None:
+        """What came, None if nothing did within `timeout_s`. Raises ConnectionLost at the end."""
+        ...
+
+    def send(self, message: bytes) -> None:
+        """Send one message upstream."""
+        ...
+
+    def close(self) -> None:
+        """End the stream in order, if the connection is still there."""
+        ...
+
+
+class Wake:
+    """A pipe that ends a wait."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+
+    def fileno(self) -> int:
+        return self._read
+
+    def set(self) -> None:
+        """End the wait that goes on, or the next one. Safe in a signal handler."""
+        # A full pipe wakes too; a closed one has no waiter.
+        with contextlib.suppress(OSError):
+            os.write(self._write, b"\0")
+
+    def clear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._read, 4096)
+
+    def close(self) -> None:
+        os.close(self._read)
+        os.close(self._write)
+
+
+class CopyReader:
+    """Reads the messages of a COPY that this connection is in."""
+
+    READ_BYTES_MAX = 1 << 20
+
+    def __init__(self, conn: Connection, wake: Wake | None = None) -> None:
+        self._conn = conn
+        self._pgconn = conn.pgconn
+        self._pgconn.nonblocking = 1
+        self._wake = wake
+        self._poll = select.poll()
+        self._poll.register(self._pgconn.socket, select.POLLIN)
+        if wake is not None:
+            self._poll.register(wake.fileno(), select.POLLIN)
+        self.ended = False
+
+    def read(self, *, timeout_s: float, gather_s: float = 0.0) -> Frames | None:
+        """Up to about READ_BYTES_MAX of messages; None if none came within `timeout_s`.
+
+        At the stream's end `ended` is set; the last messages come first.
+        """
+        messages: list[memoryview] = []
+        size = self._drain(messages)
+        deadline = time.monotonic() + (gather_s if messages else timeout_s)
+        while size < self.READ_BYTES_MAX and not self.ended:
+            wait_s = deadline - time.monotonic()
+            if not self._wait(max(wait_s, 0.0)):
+                break
+            had = bool(messages)
+            size += self._drain(messages)
+            if messages and not had:
+                deadline = time.monotonic() + gather_s
+        return Frames.of(messages) if messages else None
+
+    def _wait(self, timeout_s: float) -> bool:
+        """Wait for bytes from the server and take them in; False on a time-out or a wake."""
+        events = self._poll.poll(timeout_s * 1000)
+        if not events:
+            return False
+        came = False
+        for descriptor, _ in events:
+            if self._wake is not None and descriptor == self._wake.fileno():
+                self._wake.clear()
+            else:
+                came = True
+        if came:
+            try:
+                self._pgconn.consume_input()
+            except psycopg.Error as error:
+                raise lost(error) from error
+        return came
+
+    def _drain(self, messages: list[memoryview]) -> int:
+        get, add = self._pgconn.get_copy_data, messages.append
+        size = 0
+        try:
+            while size < self.READ_BYTES_MAX:
+                length, data = get(1)
+                if length <= 0:
+                    if length < 0:
+                        self.ended = True
+                    break
+                add(data)
+                size += length
+        except psycopg.Error as error:
+            raise lost(error) from error
+        return size
+
+    def finish(self, doing: str) -> None:
+        """Read the result that ends the COPY. Raises what the server answered."""
+        self._pgconn.nonblocking = 0
+        while (result := self._pgconn.get_result()) is not None:
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                raise _server_said(result, self._conn, doing)
+
+
+class ReplicationStream:
+    """A running START_REPLICATION."""
+
+    def __init__(
+        self, conn: Connection, slot: str, start: Lsn, publications: list[str], wake: Wake
+    ):
+        """Begin to stream from `start`, 0 meaning where the slot stands.
+
+        Raises SlotInUse, or what the server answers.
+        """
+        self._conn = conn
+        names = ",".join(sql.Identifier(name).as_string(conn) for name in publications)
+        command = sql.SQL(
+            "START_REPLICATION SLOT {} LOGICAL {} "
+            "(proto_version '1', publication_names {}, messages 'true')"
+        ).format(sql.Identifier(slot), sql.SQL(str(start)), sql.Literal(names))
+        pgconn = conn.pgconn
+        pgconn.send_query(command.as_bytes(conn))
+        result = pgconn.get_result()
+        if result is None or result.status != pq.ExecStatus.COPY_BOTH:
+            raise _server_said(result, conn, f"starting to stream from slot {slot!r}", slot)
+        self._reader = CopyReader(conn, wake)
+
+    def read(self, *, timeout_s: float, gather_s: float = 0.0) -> Frames | None:
+        """See Transport."""
+        frames = self._reader.read(timeout_s=timeout_s, gather_s=gather_s)
+        if frames is None and self._reader.ended:
+            self._reader.finish("streaming changes")
+            raise ConnectionLost(
+                "the server ended the replication stream",
+                hint="it is taken up again as soon as the server answers",
+            )
+        return frames
+
+    def send(self, message: bytes) -> None:
+        """See Transport."""
+        pgconn = self._conn.pgconn
+        try:
+            pgconn.put_copy_data(message)
+            deadline = time.monotonic() + 10.0
+            while pgconn.flush():
+                if time.monotonic() > deadline:
+                    raise ConnectionLost(
+                        "the server takes no status messages", hint="the connection is made anew"
+                    )
+                select.select([], [pgconn.socket], [], 1.0)
+        except psycopg.Error as error:
+            raise lost(error) from error
+
+    def close(self) -> None:
+        """See Transport."""
+        pgconn = self._conn.pgconn
+        try:
+            pgconn.put_copy_end()
+            pgconn.flush()
+            deadline = time.monotonic() + 1.0
+            while not self._reader.ended and time.monotonic() < deadline:
+                self._reader.read(timeout_s=0.1)
+        except (psycopg.Error, ConnectionLost):
+            pass  # the server is gone already, which ends the stream as well
+        finally:
+            self._conn.close()
+
+
+def lost(error: psycopg.Error) -> ConnectionLost:
+    """The error for a connection that broke."""
+    said = str(error).strip().splitlines()
+    return ConnectionLost(
+        f"the connection to the server was lost: {said[0] if said else 'no reason given'}",
+        hint="it is made anew with growing pauses; stop the capture with Ctrl-C",
+    )
+
+
+def _server_said(
+    result: pq.abc.PGresult | None, conn: Connection, doing: str, slot: str | None = None
+) -> Exception:
+    if result is None:
+        return ConnectionLost(f"the server did not answer {doing}", hint="is it running?")
+    code = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+    message = (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode()
+    if slot is not None and code == "55006":
+        words = message.replace(",", " ").split()
+        pid = next((int(word) for word in words if word.isdigit()), None)
+        return slot_in_use(slot, pid)
+    kind = psycopg.errors.lookup(code) if code else psycopg.OperationalError
+    return failed(kind(message or "no reason given", encoding="utf-8"), doing)

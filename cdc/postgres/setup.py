@@ -1,0 +1,176 @@
+"""Prepare a source on the server: tables, publications, slot; and check it before going on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from cdc.errors import SlotExists, SlotMissing
+from cdc.options import Event, Options, Report
+from cdc.postgres import catalog, publication, slot
+from cdc.postgres.catalog import Table
+from cdc.postgres.connection import Connection
+from cdc.postgres.lsn import Lsn
+from cdc.postgres.slot import CreatedSlot
+from cdc.postgres.state import (
+    Phase,
+    SourceState,
+    require_not_behind,
+    require_same_history,
+)
+from eventlog.changes.table_name import TableName
+from eventlog.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A source that is ready for its slot: `created` where the slot is new.
+
+    `row_filters` are SQL conditions by relation id, of a publication that the user gave.
+    """
+
+    state: SourceState
+    tables: tuple[Table, ...]
+    row_filters: dict[int, str]
+
+
+def plan_source(
+    conn: Connection, replication: Connection, name: str, options: Options, report: Report
+) -> Prepared:
+    """Check the server, resolve the tables and make the publications of a new source."""
+    catalog.require_capturable(conn)
+    server = catalog.identify(replication)
+    filters: dict[int, str] = {}
+    if options.publication is not None:
+        given = publication.read(conn, options.publication)
+        tables = _of_publication(conn, given, options)
+        filters = dict(given.row_filters)
+        names: tuple[str, ...] = (given.name,)
+    else:
+        patterns = _patterns(options)
+        tables = tuple(catalog.resolve_tables(conn, patterns))
+        for left in catalog.passed_over(conn, patterns):
+            text = f"{left.schema}.{left.name} is left out: it {left.reason}"
+            report(Event(kind="warning", text=text))
+        names = publication.ensure_both(conn, name, tables)
+    _warn_inserts_only(tables, report)
+    slot_name = options.slot or slot.slot_name(name)
+    found = slot.inspect(conn, slot_name)
+    if found is not None and options.copy:
+        raise SlotExists(
+            f"a replication slot {slot_name!r} is there already, and a copy of the rows needs a "
+            "new one",
+            hint="capture its backlog without a copy with --no-copy, choose another name with "
+            "--slot, or remove it with `eventlog drop-source`",
+        )
+    state = SourceState(
+        phase=Phase.CREATING,
+        slot=slot_name,
+        slot_ours=found is None,
+        temporary=options.temporary,
+        publications=names,
+        publications_ours=options.publication is None,
+        tables=tuple(options.tables),
+        copied=options.copy,
+        system_id=server.system_id,
+        timeline=server.timeline,
+        position=Lsn(0),
+    )
+    return Prepared(state=state, tables=tables, row_filters=filters)
+
+
+def make_slot(
+    conn: Connection, replication: Connection, state: SourceState
+) -> tuple[SourceState, CreatedSlot | None]:
+    """Make the slot, or take the one that is there; returns the state at its starting point."""
+    if not state.slot_ours:
+        present = slot.require_usable(conn, state.slot)
+        start = present.confirmed_flush_lsn or Lsn(0)
+        return replace(state, phase=Phase.STREAMING, position=start), None
+    created = slot.create(replication, state.slot, temporary=state.temporary, export=state.copied)
+    phase = Phase.COPYING if state.copied else Phase.STREAMING
+    return replace(state, phase=phase, position=created.consistent_point), created
+
+
+def drop_unfinished(conn: Connection, state: SourceState) -> None:
+    """Remove the slot that a capture made which was killed before it streamed."""
+    if state.slot_ours and slot.inspect(conn, state.slot) is not None:
+        slot.drop(conn, state.slot)
+
+
+def require_resumable(
+    conn: Connection, replication: Connection, state: SourceState, *, held: bool
+) -> SourceState:
+    """Check by D7 that the stream can go on at the stored position; returns the state to keep.
+
+    `held`: this process streamed from the slot a moment ago, the server may not have noticed its
+    end yet.
+    """
+    catalog.require_capturable(conn)
+    server = catalog.identify(replication)
+    history = catalog.timeline_history(replication, server.timeline)
+    require_same_history(state, server, history)
+    if held and slot.inspect(conn, state.slot) is None:
+        raise SlotMissing(
+            f"the replication slot {state.slot!r} was dropped while it was streamed from",
+            hint="capture the source anew under another name",
+        )
+    present = slot.require_usable(conn, state.slot)
+    require_not_behind(state, present.confirmed_flush_lsn)
+    return replace(state, timeline=server.timeline)
+
+
+def require_same_request(name: str, state: SourceState, options: Options) -> None:
+    """Raise UsageError where a source that is captured already is asked for differently."""
+    for what, stored, asked in (
+        ("tables", sorted(state.tables), sorted(options.tables) or sorted(state.tables)),
+        ("slot", state.slot, options.slot or state.slot),
+        ("publication", state.publications[0], options.publication or state.publications[0]),
+    ):
+        if stored != asked:
+            raise UsageError(
+                f"source {name!r} is captured with {what} {stored}, not {asked}",
+                hint="leave the option as it was, or capture under another source name",
+            )
+    if state.temporary:
+        raise UsageError(
+            f"source {name!r} was captured with a temporary slot, which cannot be resumed",
+            hint="capture into a new log, or under another source name",
+        )
+
+
+def _patterns(options: Options) -> list[TableName]:
+    if not options.tables:
+        raise UsageError(
+            "no table was named", hint="name tables with --table schema.table, or 'public.*'"
+        )
+    return [TableName.parse(text) for text in options.tables]
+
+
+def _of_publication(
+    conn: Connection, given: publication.Publication, options: Options
+) -> tuple[Table, ...]:
+    if not options.tables:
+        return given.tables
+    wanted = catalog.resolve_tables(conn, _patterns(options))
+    published = {table.oid: table for table in given.tables}
+    absent = [str(table.table) for table in wanted if table.oid not in published]
+    if absent:
+        raise UsageError(
+            f"publication {given.name!r} does not send {', '.join(absent)}",
+            hint="it is never altered; add the tables to it, or leave --publication out",
+        )
+    return tuple(published[table.oid] for table in wanted)
+
+
+def _warn_inserts_only(tables: tuple[Table, ...], report: Report) -> None:
+    for table in tables:
+        if not table.updatable:
+            report(
+                Event(
+                    kind="warning",
+                    table=str(table.table),
+                    text=f"{table.table} has no replica identity: only its inserts are captured, "
+                    "updates and deletes are not seen; to capture them run "
+                    f"ALTER TABLE {table.table} REPLICA IDENTITY FULL before the capture",
+                )
+            )

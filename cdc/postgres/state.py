@@ -1,0 +1,130 @@
+"""What the log keeps about a Postgres source, and whether a capture may go on from it (D7).
+
+::
+
+         capture starts             slot made             copy done
+    (new) ─────────────▶ creating ────────────▶ copying ───────────▶ streaming ◀─┐ a restart
+                            ▲                      │                     │       │ checks, and
+                            └── a restart drops ───┘                     └───────┘ goes on
+                                the slot and begins anew
+
+`creating` is stored before the slot is made, so that a slot is never left behind unknown. All
+states survive a crash; only the capture process that holds the stream's lock sets them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+from cdc.errors import (
+    OtherSystem,
+    PositionBehindSlot,
+    PositionBeyondServer,
+    TimelineForked,
+)
+from cdc.postgres.catalog import ServerIdentity, TimelineSwitch
+from cdc.postgres.lsn import Lsn
+
+PGOUTPUT = 3
+"""The codec's number in docs/format.md."""
+
+
+class Phase(StrEnum):
+    """How far the source has come."""
+
+    CREATING = "creating"
+    COPYING = "copying"
+    STREAMING = "streaming"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceState:
+    """A source's row in the log. `position`: everything that ends at or below it is stored.
+
+    `codec` is that of its changes: it tells the types of a table without records.
+
+    `slot_ours` and `publications_ours` tell that the capture made them, so that it may drop them.
+    """
+
+    kind: str = "postgres"
+    codec: int = PGOUTPUT
+    phase: Phase
+    slot: str
+    slot_ours: bool
+    temporary: bool
+    publications: tuple[str, ...]
+    publications_ours: bool
+    tables: tuple[str, ...]
+    copied: bool
+    system_id: int
+    timeline: int
+    position: Lsn
+
+    def to_map(self) -> dict[str, Any]:
+        stored = dataclasses.asdict(self)
+        stored["phase"] = str(self.phase)
+        stored["position"] = int(self.position)
+        return stored
+
+    @classmethod
+    def from_map(cls, stored: Mapping[str, Any]) -> Self:
+        names = {f.name for f in dataclasses.fields(cls)}
+        known = {name: value for name, value in stored.items() if name in names}
+        known["phase"] = Phase(stored["phase"])
+        known["position"] = Lsn(stored["position"])
+        for name in ("publications", "tables"):
+            known[name] = tuple(stored[name])
+        return cls(**known)
+
+
+def require_same_history(
+    state: SourceState, server: ServerIdentity, history: Sequence[TimelineSwitch]
+) -> None:
+    """Raise unless the server's WAL continues what the log holds (D7).
+
+    Raises OtherSystem, PositionBeyondServer, TimelineForked.
+    """
+    if server.system_id != state.system_id:
+        raise OtherSystem(
+            f"the server's system identifier is {server.system_id}, the log was captured from "
+            f"{state.system_id}: this is another database cluster",
+            hint="connect to the cluster that was captured, or capture this one under another "
+            "source name",
+        )
+    if server.wal_position < state.position:
+        raise PositionBeyondServer(
+            f"the server's WAL ends at {server.wal_position}, below the log's position "
+            f"{state.position}: the server was restored to an earlier time",
+            hint=_ANEW,
+        )
+    if server.timeline == state.timeline:
+        return
+    switch = next((s for s in history if s.timeline == state.timeline), None)
+    if switch is None or switch.end < state.position:
+        where = "a timeline that is not in its history" if switch is None else str(switch.end)
+        raise TimelineForked(
+            f"the server is on timeline {server.timeline}, which left timeline {state.timeline} at "
+            f"{where}, below the log's position {state.position}: it reuses positions that the "
+            "log holds",
+            hint=_ANEW,
+        )
+
+
+def require_not_behind(state: SourceState, confirmed: Lsn | None) -> None:
+    """Raise PositionBehindSlot where the slot was moved beyond what the log holds (D7)."""
+    if confirmed is not None and state.position < confirmed:
+        raise PositionBehindSlot(
+            f"slot {state.slot!r} was acknowledged up to {confirmed}, the log holds changes up to "
+            f"{state.position}: what lies between is lost to this log",
+            hint="if another copy of this log acknowledged them, use that one; else " + _ANEW,
+        )
+
+
+_ANEW = (
+    "remove slot and publications with `eventlog drop-source` and capture the source anew under "
+    "another name; what this log holds stays readable"
+)
