@@ -12,6 +12,7 @@
     │   ├── ConsumerFenced            another process committed, or rewound, this consumer
     │   ├── NotCommitted              iterating on after a failed commit
     │   ├── ValueDoesNotFit           a stored value has no place in the Arrow type
+    │   ├── UnsuitableValue           an event holds what no event can (eventlog.codecs.events)
     │   └── ClosedLog   ForkedLog
     ├── EnvironmentFault              the machine must change
     │   ├── NotALog   LogExists   LogVersionError   CodecNotInstalled
@@ -85,7 +86,7 @@ class ClosedLog(UsageError):
 
 
 class ForkedLog(UsageError):
-    """The log was opened before a fork; open it anew in the child."""
+    """The log was opened before a fork; start the child by `spawn` and open it there."""
 
 
 class EnvironmentFault(EventLogError):

@@ -119,7 +119,7 @@ class Capture:
         try:
             snapshot = copying.begin(conn, snapshot_name, state.position)
             describer = connect(self._dsn)
-            book = self._book(describer)
+            book = self._book(describer, state)
             try:
                 for table in prepared.tables:
                     schema = self._schema(describer, book, table)
@@ -222,7 +222,7 @@ class Capture:
                 writer,
                 state,
                 stream,
-                self._book(describer),
+                self._book(describer, state),
                 self._options,
                 wake=self._wake.set,
                 report=self._report,
@@ -247,10 +247,14 @@ class Capture:
 
     # Schemas
 
-    def _book(self, describer: Connection) -> SchemaBook:
+    def _book(self, describer: Connection, state: SourceState) -> SchemaBook:
         stored = self._engine.schemas(self._name)
         versions = [Schema.from_map(number, fields) for number, fields in stored]
-        return SchemaBook(versions, describe=lambda oid: _view(describer, oid))
+        return SchemaBook(
+            versions,
+            describe=lambda oid: _view(describer, oid),
+            inserts_only=state.partial,
+        )
 
     def _schema(self, conn: Connection, book: SchemaBook, table: Table) -> Schema:
         relation = catalog.describe_relation(conn, table.oid)

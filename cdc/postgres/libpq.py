@@ -89,15 +89,18 @@ class CopyReader:
         """
         messages: list[memoryview] = []
         size = self._drain(messages)
-        deadline = time.monotonic() + (gather_s if messages else timeout_s)
+        wait_s = 0.0 if messages else timeout_s
+        gathered = gather_s == 0.0
         while size < self.READ_BYTES_MAX and not self.ended:
-            wait_s = deadline - time.monotonic()
-            if not self._wait(max(wait_s, 0.0)):
+            if self._wait(wait_s):
+                size += self._drain(messages)
+                wait_s = 0.0
+            elif messages and not gathered:
+                # Asleep, not polling: the server sends few rows at a time, and each wakes a poll.
+                time.sleep(gather_s)
+                gathered = True
+            else:
                 break
-            had = bool(messages)
-            size += self._drain(messages)
-            if messages and not had:
-                deadline = time.monotonic() + gather_s
         return Frames.of(messages) if messages else None
 
     def _wait(self, timeout_s: float) -> bool:

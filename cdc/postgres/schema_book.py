@@ -31,8 +31,12 @@ class SchemaBook:
     records (`take_pending`).
     """
 
-    def __init__(self, stored: Iterable[Schema], describe: Describe) -> None:
+    def __init__(
+        self, stored: Iterable[Schema], describe: Describe, *, inserts_only: bool = False
+    ) -> None:
+        """`inserts_only`: the source sends no updates or deletes, of any table."""
         self._describe = describe
+        self._inserts_only = inserts_only
         self._current: dict[int, Schema] = {}
         self._next_id = 0
         self._pending: list[Schema] = []
@@ -70,15 +74,15 @@ class SchemaBook:
                 identity=message.identity,
                 columns=columns,
                 types=dict(types),
-                inserts_only=_inserts_only(message.identity, columns),
+                inserts_only=self._inserts_only or _inserts_only(message.identity, columns),
                 inferred=inferred,
             )
         )
 
     def adopt(self, schema: Schema) -> int:
         """The number of the version with this content; `id` and `offset` of it do not matter."""
-        flagged = replace(schema, inserts_only=_inserts_only(schema.identity, schema.columns))
-        return self._adopt(flagged)
+        flag = self._inserts_only or _inserts_only(schema.identity, schema.columns)
+        return self._adopt(replace(schema, inserts_only=flag))
 
     def schema(self, relation: int) -> Schema | None:
         """The version in force of a relation, if any was seen."""

@@ -40,11 +40,20 @@ def plan_source(
     catalog.require_capturable(conn)
     server = catalog.identify(replication)
     filters: dict[int, str] = {}
+    partial = False
     if options.publication is not None:
         given = publication.read(conn, options.publication)
         tables = _of_publication(conn, given, options)
         filters = dict(given.row_filters)
         names: tuple[str, ...] = (given.name,)
+        partial = not given.operations >= {"insert", "update", "delete", "truncate"}
+        if partial:
+            left_out = {"insert", "update", "delete", "truncate"} - given.operations
+            text = (
+                f"publication {given.name!r} leaves out {', '.join(sorted(left_out))}: its tables "
+                "are captured as a history, without a state"
+            )
+            report(Event(kind="warning", text=text))
     else:
         patterns = _patterns(options)
         tables = tuple(catalog.resolve_tables(conn, patterns))
@@ -69,6 +78,7 @@ def plan_source(
         temporary=options.temporary,
         publications=names,
         publications_ours=options.publication is None,
+        partial=partial,
         tables=tuple(options.tables),
         copied=options.copy,
         system_id=server.system_id,

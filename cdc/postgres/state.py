@@ -47,7 +47,9 @@ class SourceState:
 
     `codec` is that of its changes: it tells the types of a table without records.
 
-    `slot_ours` and `publications_ours` tell that the capture made them, so that it may drop them.
+    `partial`: the publication that the user gave leaves out updates, deletes or truncates, so that
+    its tables have a history but no state (D13). `slot_ours` and `publications_ours` tell that the
+    capture made them, so that it may drop them.
     """
 
     kind: str = "postgres"
@@ -58,6 +60,7 @@ class SourceState:
     temporary: bool
     publications: tuple[str, ...]
     publications_ours: bool
+    partial: bool
     tables: tuple[str, ...]
     copied: bool
     system_id: int

@@ -35,7 +35,7 @@ BULK_BYTES_PER_S = 4 << 20
 """Above this rate a commit waits for LINGER_S to gather, and reads for GATHER_S."""
 
 LINGER_S = 0.01
-GATHER_S = 0.002
+GATHER_S = 0.001
 IDLE_READ_S = 0.2
 STATUS_S = 5.0
 """A status goes out at least so often: a twelfth of wal_sender_timeout's default."""
