@@ -49,6 +49,7 @@ class Capture:
         self._stopping = False
         self._rows = 0
         self._until: Lsn | None = None
+        self._streamed = False
         # The connection that holds a temporary slot, which must not be closed before streaming.
         self._temporary: Connection | None = None
 
@@ -179,26 +180,26 @@ class Capture:
 
     def _stream_for_ever(self, writer: Writer, state: SourceState) -> SourceState:
         failures = 0
-        held = False
         while not self._stopping and state.phase is Phase.STREAMING:
             progress_before = state.position
             try:
-                return self._stream(writer, state, held=held)
+                return self._stream(writer, state)
             except CaptureError as error:
                 stored = self._engine.source_state(self._name)
                 assert stored is not None
                 state = SourceState.from_map(stored)
-                first_try = not held and failures == 0 and not isinstance(error, SlotInUse)
-                if not error.retry or first_try or state.temporary:
+                # Before the first stream a fault is told at once; but a server may still hold the
+                # slot for a capture that was killed a moment ago.
+                hopeful = self._streamed or isinstance(error, SlotInUse)
+                if not (error.retry and hopeful) or state.temporary:
                     raise
                 failures = 0 if state.position > progress_before else failures + 1
-                self._pause(error, failures, held=held)
-                held = held or not isinstance(error, SlotInUse)
+                self._pause(error, failures)
         return state
 
-    def _pause(self, error: CaptureError, failures: int, *, held: bool) -> None:
+    def _pause(self, error: CaptureError, failures: int) -> None:
         waited = BACKOFF_FIRST_S * (2 ** min(failures, 10) - 1)
-        if isinstance(error, SlotInUse) and not held and waited > HELD_SLOT_S:
+        if isinstance(error, SlotInUse) and not self._streamed and waited > HELD_SLOT_S:
             raise error
         pause_s = min(BACKOFF_FIRST_S * 2 ** min(failures, 10), BACKOFF_MAX_S)
         self._report(Event(kind="retry", text=f"{error}; trying again in {pause_s:g} s"))
@@ -206,13 +207,13 @@ class Capture:
         while not self._stopping and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
 
-    def _stream(self, writer: Writer, state: SourceState, *, held: bool) -> SourceState:
+    def _stream(self, writer: Writer, state: SourceState) -> SourceState:
         describer = connect(self._dsn)
         replication, self._temporary = self._temporary, None
         try:
             if replication is None:
                 replication = connect_replication(self._dsn)
-                state = setup.require_resumable(describer, replication, state, held=held)
+                state = setup.require_resumable(describer, replication, state, held=self._streamed)
             until = self._target(replication)
             stream = ReplicationStream(
                 replication, state.slot, state.position, list(state.publications), self._wake
@@ -228,6 +229,7 @@ class Capture:
                 report=self._report,
                 stopping=lambda: self._stopping,
             )
+            self._streamed = True
             text = f"streaming {self._name} from {state.position}"
             self._report(Event(kind="streaming", text=text, position=str(state.position)))
             try:

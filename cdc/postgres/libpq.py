@@ -47,21 +47,24 @@ class Wake:
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
+        self._closed = False
 
     def fileno(self) -> int:
         return self._read
 
     def set(self) -> None:
         """End the wait that goes on, or the next one. Safe in a signal handler."""
-        # A full pipe wakes too; a closed one has no waiter.
-        with contextlib.suppress(OSError):
-            os.write(self._write, b"\0")
+        # A full pipe wakes too. A closed one has no waiter, and its number may be another file's.
+        if not self._closed:
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._write, b"\0")
 
     def clear(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._read, 4096)
 
     def close(self) -> None:
+        self._closed = True
         os.close(self._read)
         os.close(self._write)
 
