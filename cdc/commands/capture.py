@@ -1,0 +1,102 @@
+"""`eventlog capture`: copy tables into the log, then follow their changes."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cdc.commands.source_option import (
+    DSN_VARIABLE,
+    dsn_option,
+    warn_of_dsn,
+    was_typed,
+)
+from eventlog.cli.options import json_option, log_option, open_log
+
+if TYPE_CHECKING:
+    from cdc.options import Outcome
+
+
+@click.command(
+    epilog="Example: eventlog capture --source shop --dsn service=shop --table 'public.*'"
+)
+@click.option(
+    "--source", metavar="NAME", required=True, help="The source's name, and the stream's."
+)
+@dsn_option(required=True)
+@click.option(
+    "--table",
+    "tables",
+    metavar="T",
+    multiple=True,
+    help="A table, or tables such as 'public.*'; may be repeated.",
+)
+@click.option("--until", metavar="WHERE", help="End at the server's `current` position, or an LSN.")
+@click.option("--no-copy", is_flag=True, help="Leave out the rows that are there already.")
+@click.option("--temporary", is_flag=True, help="Use a slot that ends with the connection.")
+@click.option("--slot", metavar="S", help="The slot's name, instead of one made from the source's.")
+@click.option("--publication", metavar="P", help="A publication that is there; it is not altered.")
+@log_option
+@json_option
+@click.pass_context
+def capture(
+    ctx: click.Context,
+    source: str,
+    dsn: str,
+    tables: tuple[str, ...],
+    until: str | None,
+    no_copy: bool,
+    temporary: bool,
+    slot: str | None,
+    publication: str | None,
+    log_dir: Path,
+    as_json: bool,
+) -> None:
+    """Capture tables of a source into the log's stream of the same name.
+
+    The rows that are there are copied first, unless the source was captured before: then it goes on
+    where it ended. SIGINT or SIGTERM ends the capture in order, with everything stored that was
+    acknowledged.
+    """
+    from cdc.commands.capture_report import JsonReport, TextReport
+    from cdc.source import Source
+    from eventlog.cli.stopping import stopped_by_signals
+    from eventlog.names import checked_name
+
+    checked_name(source, kind="source")
+    warn_of_dsn(ctx, dsn)
+    report = JsonReport() if as_json else TextReport()
+    with open_log(log_dir, create=True) as log:
+        running = Source(source, dsn, tables).start(
+            log,
+            report=report,
+            until=until,
+            copy=not no_copy,
+            temporary=temporary,
+            slot=slot,
+            publication=publication,
+        )
+        with stopped_by_signals(running.stop), report:
+            outcome = running.run()
+    report.end(source, outcome, _drop_command(ctx, source, dsn, log_dir, outcome))
+
+
+def _drop_command(
+    ctx: click.Context, source: str, dsn: str, log_dir: Path, outcome: Outcome
+) -> str | None:
+    """The command that removes the slot that stays, without any secret."""
+    from cdc.driver import driver_of
+
+    if outcome.slot is None:
+        return None
+    words = ["eventlog", "drop-source", source, "--dsn"]
+    if was_typed(ctx, "dsn") and not driver_of(dsn).warnings(dsn):
+        words.append(dsn)
+    else:
+        words.append(f"env:{DSN_VARIABLE}")
+    if was_typed(ctx, "log_dir"):
+        words += ["--log", str(log_dir)]
+    return shlex.join(words)

@@ -1,0 +1,82 @@
+"""The command `eventlog`: finds commands without loading them, and ends every one of them alike.
+
+::
+
+    end                                          exit code    what is said
+    the command did what it was asked            0
+    an EventLogError                             1            Error: the cause / Hint: the remedy
+    wrong usage                                  2            click's usage line and error
+    SIGINT, SIGTERM                              130, 143     nothing; `tail` and `capture` end by 0
+    the reader of stdout went away               141          nothing
+
+One module here is one command. Other packages bring theirs as entry points of the group
+`eventlog.commands`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import NoReturn
+
+import click
+
+from eventlog.cli.commands import Commands, PipeClosed
+from eventlog.cli.printing import one_line
+from eventlog.errors import EventLogError
+
+__all__ = ["cli", "main"]
+
+_EXAMPLES = """\b
+Examples:
+  eventlog capture --source shop --dsn service=shop --table 'public.*'
+  eventlog read shop --start 2026-01-31 --table public.orders
+  eventlog snapshot export shop --table public.orders --out orders.parquet
+"""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived: unwinds like KeyboardInterrupt, so that everything is closed."""
+
+
+@click.group(cls=Commands, epilog=_EXAMPLES, context_settings={"help_option_names": ["--help"]})
+@click.version_option(package_name="eventlog-cdc", prog_name="eventlog")
+def cli() -> None:
+    """An embedded event log with Postgres change data capture."""
+
+
+def main() -> NoReturn:
+    """Run the command of `sys.argv` and exit with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        code = cli.main(prog_name="eventlog", standalone_mode=False)
+        sys.stdout.flush()
+    except EventLogError as error:
+        click.echo(f"Error: {one_line(str(error))}", err=True)
+        if error.hint:
+            click.echo(f"Hint: {one_line(error.hint)}", err=True)
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    except Terminated:
+        return 128 + signal.SIGTERM
+    except (BrokenPipeError, PipeClosed):
+        # What is still buffered has no reader; the interpreter would complain about it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        click.echo(f"Error: {one_line(str(error))}", err=True)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    raise Terminated

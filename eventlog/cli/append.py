@@ -1,0 +1,181 @@
+"""`eventlog append`: store events from stdin, one JSON value a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import click
+
+from eventlog.cli.options import json_option, log_option, open_log
+from eventlog.cli.printing import write_json
+from eventlog.errors import EnvironmentFault, UsageError
+
+if TYPE_CHECKING:
+    from eventlog.stream import Stream
+
+BATCH_BYTES = 4 << 20
+"""Input that is stored by one commit, where it comes faster than commits."""
+
+LINE_BYTES_MAX = 16 << 20
+"""The longest line: it is held in memory whole."""
+
+READ_BYTES = 1 << 16
+
+
+class Line(NamedTuple):
+    """A line of the input by its number, from 1."""
+
+    number: int
+    text: bytes
+
+
+@click.command(epilog="Example: eventlog append clicks --create --key user < clicks.ndjson")
+@click.argument("stream")
+@click.option("--create", is_flag=True, help="Make the log and the stream where there is none.")
+@click.option("--key", metavar="FIELD", help="The field of each event that is its key.")
+@log_option
+@json_option
+def append(stream: str, create: bool, key: str | None, log_dir: Path, as_json: bool) -> None:
+    """Append the events on stdin to STREAM: one JSON value a line, blank lines left out.
+
+    What was read is stored whenever the input pauses, and every 4 MiB. A bad line ends the command;
+    the events before it are stored.
+    """
+    from eventlog.names import checked_name
+
+    checked_name(stream, kind="stream")
+    with open_log(log_dir, create=create) as log:
+        storing = Storing(log.stream(stream, create=create), key)
+        for lines in _batches(sys.stdin.fileno()):
+            storing.store(lines)
+    if as_json:
+        write_json({"stream": stream, "stored": storing.stored, "last_offset": storing.last})
+    else:
+        where = "" if storing.last is None else f", the last at offset {storing.last}"
+        click.echo(f"stored {storing.stored:,} events in {stream!r}{where}")
+
+
+class Storing:
+    """Appends lines; `stored` counts the events so far, `last` is the offset of the last one."""
+
+    def __init__(self, stream: Stream, key: str | None) -> None:
+        self.stored = 0
+        self.last: int | None = None
+        self._stream = stream
+        self._key = key
+
+    def store(self, lines: Sequence[Line]) -> None:
+        """Append lines by one commit. Raises for a bad one, after those before it are stored."""
+        values: list[Any] = []
+        keys: list[str | int | None] = []
+        fault: UsageError | None = None
+        for line in lines:
+            try:
+                value = _value(line.text)
+                keys.append(None if self._key is None else _key(value, self._key))
+                values.append(value)
+            except UsageError as error:
+                fault = error
+                break
+        taken = 0
+
+        def counted() -> Iterator[Any]:
+            nonlocal taken
+            for value in values:
+                taken += 1
+                yield value
+
+        try:
+            self._append(counted(), keys if self._key is not None else None)
+        except UsageError as error:
+            # Nothing of this commit was stored; the event that was asked for last is the bad one.
+            fault = error
+            del values[taken - 1 :], keys[taken - 1 :]
+            self._append(iter(values), keys if self._key is not None else None)
+        if fault is not None:
+            raise UsageError(
+                f"line {lines[len(values)].number} cannot be stored: {fault}; {self._so_far()}",
+                hint=f"{fault.hint or 'mend it'}; then send the input again from that line on",
+            ) from fault
+
+    def _append(self, values: Iterator[Any], keys: list[str | int | None] | None) -> None:
+        try:
+            offsets = self._stream.append_many(values, keys=keys)
+        except EnvironmentFault as error:
+            raise type(error)(f"{error}; {self._so_far()}", hint=error.hint) from error
+        self.stored += len(offsets)
+        if offsets:
+            self.last = offsets[-1]
+
+    def _so_far(self) -> str:
+        return f"events stored before it: {self.stored}"
+
+
+def _batches(descriptor: int) -> Iterator[list[Line]]:
+    """Lines that are not blank, as many as came before the input paused.
+
+    Raises UsageError for a line that is longer than LINE_BYTES_MAX.
+    """
+    number = size = 0
+    rest = b""
+    lines: list[Line] = []
+    while True:
+        data = os.read(descriptor, READ_BYTES)
+        *whole, rest = (rest + data).split(b"\n") if b"\n" in data else (rest + data,)
+        if not data and rest:
+            whole, rest = [rest], b""
+        for text in whole:
+            number += 1
+            if text.strip():
+                lines.append(Line(number, text))
+        size += len(data)
+        too_long = len(rest) > LINE_BYTES_MAX
+        if lines and (not data or too_long or size >= BATCH_BYTES or not _more(descriptor)):
+            yield lines
+            lines, size = [], 0
+        if too_long:
+            raise UsageError(
+                f"line {number + 1} is longer than {LINE_BYTES_MAX >> 20} MiB; the lines before it "
+                "are stored",
+                hint="write one JSON value a line",
+            )
+        if not data:
+            return
+
+
+def _more(descriptor: int) -> bool:
+    """Whether a read would return at once."""
+    return bool(select.select([descriptor], [], [], 0)[0])
+
+
+def _value(text: bytes) -> Any:
+    try:
+        return json.loads(text.decode(), parse_constant=_no_json)
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"it is not JSON ({error.msg} at column {error.colno})", hint="write one value a line"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError("it is not UTF-8", hint="convert the input to UTF-8") from error
+    except (RecursionError, ValueError) as error:
+        raise UsageError(f"it is not JSON ({error})", hint="write one value a line") from error
+
+
+def _no_json(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no JSON number")
+
+
+def _key(value: Any, field: str) -> str | int:
+    found = value.get(field) if isinstance(value, dict) else None
+    if isinstance(found, str) or (isinstance(found, int) and not isinstance(found, bool)):
+        return found
+    raise UsageError(
+        f"it has no key in the field {field!r}",
+        hint=f"every event is an object whose {field!r} is text or an integer",
+    )

@@ -1,0 +1,44 @@
+"""The options that many commands share, and what they open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from eventlog.log import Log
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+DEFAULT_LOG = "./eventlog-data"
+
+
+def log_option(function: Function) -> Function:
+    """`--log DIR`, passed on as `log_dir`."""
+    return click.option(
+        "--log",
+        "log_dir",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        envvar="EVENTLOG_DIR",
+        default=DEFAULT_LOG,
+        show_default="$EVENTLOG_DIR, else " + DEFAULT_LOG,
+        help="The log's directory.",
+    )(function)
+
+
+def json_option(function: Function) -> Function:
+    """`--json`, passed on as `as_json`."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object a line, for programs."
+    )(function)
+
+
+def open_log(log_dir: Path, *, create: bool = False) -> Log:
+    """The log in that directory, whose façade is imported now and not for `--help`."""
+    from eventlog.log import open_log as opened
+
+    return opened(log_dir, create=create)

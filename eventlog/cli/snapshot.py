@@ -1,0 +1,134 @@
+"""`eventlog snapshot`: a table as of an offset or a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from eventlog.cli.export_files import SUFFIXES, write_table
+from eventlog.cli.options import json_option, log_option, open_log
+from eventlog.cli.printing import write_json
+from eventlog.cli.progress import bar
+from eventlog.errors import UsageError
+
+if TYPE_CHECKING:
+    from eventlog.changes.arrow import Unfit
+    from eventlog.log import Log
+
+_HOW = ", ".join(SUFFIXES)
+
+
+def _casts(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    casts = {}
+    for value in values:
+        column, _, wanted = value.rpartition("=")
+        if not column or not wanted:
+            raise click.BadParameter(f"{value!r} is not of the form COL=TYPE")
+        casts[column] = wanted
+    return casts
+
+
+def _out(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
+    if value.suffix not in SUFFIXES:
+        raise click.BadParameter(f"{value.name!r} ends in none of {_HOW}")
+    return value
+
+
+@click.group()
+def snapshot() -> None:
+    """Rebuild tables as of an offset or a time."""
+
+
+@snapshot.command(
+    epilog="Example: eventlog snapshot export shop --table public.orders --at 2026-01-31 "
+    "--out orders.parquet"
+)
+@click.argument("stream")
+@click.option("--table", metavar="T", help="The table; an event stream needs none.")
+@click.option(
+    "--at",
+    metavar="A",
+    default="end",
+    show_default=True,
+    help="The cut: an offset, a time (ISO 8601; UTC), or `end`.",
+)
+@click.option(
+    "--out",
+    required=True,
+    callback=_out,
+    type=click.Path(path_type=Path),
+    help=f"The file to write: {_HOW}.",
+)
+@click.option(
+    "--cast",
+    "casts",
+    multiple=True,
+    metavar="COL=TYPE",
+    callback=_casts,
+    help="A column's type instead of its own: text, float64 or decimal(p,s).",
+)
+@click.option(
+    "--unfit",
+    type=click.Choice(["raise", "null"]),
+    default="raise",
+    show_default=True,
+    help="What a value does that does not fit its column's type.",
+)
+@log_option
+@json_option
+def export(
+    stream: str,
+    table: str | None,
+    at: str,
+    out: Path,
+    casts: dict[str, str],
+    unfit: Unfit,
+    log_dir: Path,
+    as_json: bool,
+) -> None:
+    """Write the rows of a table of STREAM, as they were at the cut, to a file.
+
+    A cut inside a transaction is moved back to where that starts; what it became is printed. Of an
+    event stream the latest event of each key is written.
+    """
+    with open_log(log_dir) as log:
+        done = _export(log, stream, table, at, out, casts, unfit)
+    if as_json:
+        write_json(done)
+        return
+    time = f" ({done['time']})" if done["time"] else ""
+    name = table or stream
+    click.echo(f"{name} as of offset {done['at']}{time}: {done['rows']:,} rows in {out}")
+    for column, count in done["unfit"].items():
+        click.echo(f"{column}: {count:,} values did not fit and are null")
+
+
+def _export(
+    log: Log,
+    stream: str,
+    table: str | None,
+    at: str,
+    out: Path,
+    casts: dict[str, str],
+    unfit: Unfit,
+) -> dict[str, Any]:
+    from eventlog.changes.arrow import unfit_counts
+
+    if table is None and log.stream(stream).kind != "events":
+        raise UsageError(f"stream {stream!r} has tables", hint="name one: --table public.orders")
+    taken = log.snapshot(stream, at=at)
+    with bar("reading offsets") as progress:
+        rows = taken.table(table, progress=progress).to_arrow(cast=casts, unfit=unfit)
+    write_table(rows, out)
+    return {
+        "stream": stream,
+        "table": table,
+        "at": taken.stop,
+        "time": None if taken.time is None else taken.time.isoformat(),
+        "rows": rows.num_rows,
+        "unfit": unfit_counts(rows),
+        "out": str(out),
+    }
