@@ -35,7 +35,7 @@ class Options:
 class Event:
     """Something a user may want to see: `kind` for machines, `text` for people.
 
-    Kinds: `warning`, `started`, `copying`, `copied`, `streaming`, `progress`, `retry`, `stopped`.
+    Kinds: `warning`, `copying`, `copied`, `streaming`, `progress`, `retry`.
     `rows` counts what was captured, `lag_bytes` what the server has and the log has not.
     """
 

@@ -99,4 +99,11 @@ def _drop_command(
         words.append(f"env:{DSN_VARIABLE}")
     if was_typed(ctx, "log_dir"):
         words += ["--log", str(log_dir)]
-    return shlex.join(words)
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell; a connection string's own quotes stay readable between double ones."""
+    if "'" in word and not set(word) & set('"$`\\!'):
+        return f'"{word}"'
+    return shlex.quote(word)

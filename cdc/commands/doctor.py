@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
-@click.command()
+@click.command(epilog="Example: eventlog doctor --dsn service=shop --table 'public.*'")
 @click.option("--dsn", required=True, envvar="EVENTLOG_DSN", help="The Postgres to look at.")
 @click.option("--table", "tables", multiple=True, help="A table to capture; 'public.*' for all.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -50,6 +50,8 @@ def append(stream: str, create: bool, key: str | None, log_dir: Path, as_json: b
     from eventlog.names import checked_name
 
     checked_name(stream, kind="stream")
+    if sys.stdin is None:
+        raise UsageError("stdin is closed", hint="give it a file or a pipe of events")
     with open_log(log_dir, create=create) as log:
         storing = Storing(log.stream(stream, create=create), key)
         for lines in _batches(sys.stdin.fileno()):

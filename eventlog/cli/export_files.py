@@ -75,8 +75,6 @@ def _as_text(table: pa.Table) -> pa.Table:
         if types.is_binary(field.type) or types.is_list(field.type):
             texts = [_text(value) for value in table.column(place).to_pylist()]
             table = table.set_column(place, field.name, pa.array(texts, pa.string()))
-        elif types.is_decimal(field.type):
-            table = table.set_column(place, field.name, table.column(place).cast(pa.string()))
     return table
 
 
