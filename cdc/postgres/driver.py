@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from cdc.options import Options, Report
-from cdc.postgres import publication, slot
+from cdc.postgres import catalog, publication, slot
 from cdc.postgres.capture import Capture
-from cdc.postgres.connection import connect, has_password_in_text
-from cdc.postgres.faults import translated
-from cdc.postgres.lsn import Lsn
-from cdc.postgres.state import SourceState
+from cdc.postgres.connection import connect, connect_replication, has_password_in_text
+from cdc.postgres.state import SourceState, require_same_system
 from eventlog import Log
 
 
@@ -50,16 +48,20 @@ class PostgresDriver:
         return dropped
 
     def lag(self, dsn: str, state: Mapping[str, Any]) -> tuple[int, float | None]:
-        """WAL between the log's position and the server's end; seconds are not known."""
-        position = SourceState.from_map(state).position
-        conn = connect(dsn)
+        """WAL between the log's position and the server's end.
+
+        Seconds are 0 where nothing is behind; else the server cannot tell them. Raises OtherSystem
+        where another cluster answers.
+        """
+        known = SourceState.from_map(state)
+        replication = connect_replication(dsn)
         try:
-            with translated("reading the server's position"):
-                row = conn.execute("select pg_current_wal_flush_lsn()::text").fetchone()
+            server = catalog.identify(replication)
         finally:
-            conn.close()
-        assert row is not None
-        return max(int(Lsn.parse(row[0])) - int(position), 0), None
+            replication.close()
+        require_same_system(known, server)
+        behind = max(int(server.wal_position) - int(known.position), 0)
+        return behind, None if behind else 0.0
 
     def warnings(self, dsn: str) -> list[str]:
         """A password in the argument list is seen by other users."""

@@ -91,13 +91,7 @@ def require_same_history(
 
     Raises OtherSystem, PositionBeyondServer, TimelineForked.
     """
-    if server.system_id != state.system_id:
-        raise OtherSystem(
-            f"the server's system identifier is {server.system_id}, the log was captured from "
-            f"{state.system_id}: this is another database cluster",
-            hint="connect to the cluster that was captured, or capture this one under another "
-            "source name",
-        )
+    require_same_system(state, server)
     if server.wal_position < state.position:
         raise PositionBeyondServer(
             f"the server's WAL ends at {server.wal_position}, below the log's position "
@@ -114,6 +108,17 @@ def require_same_history(
             f"{where}, below the log's position {state.position}: it reuses positions that the "
             "log holds",
             hint=_ANEW,
+        )
+
+
+def require_same_system(state: SourceState, server: ServerIdentity) -> None:
+    """Raise OtherSystem where another database cluster answers."""
+    if server.system_id != state.system_id:
+        raise OtherSystem(
+            f"the server's system identifier is {server.system_id}, the log was captured from "
+            f"{state.system_id}: this is another database cluster",
+            hint="connect to the cluster that was captured, or capture this one under another "
+            "source name",
         )
 
 
