@@ -32,20 +32,20 @@ class Evaluator:
     def __init__(self, task: Task, schema: pa.Schema) -> None:
         """`schema` gives the columns' types. Raises UsageError for a wrong expression."""
         import duckdb
+        import pyarrow as pa
 
         self._task = task
-        self._schema = schema
-        self._duckdb = duckdb.connect(
-            config={"enable_external_access": "false", "threads": "1", "TimeZone": "UTC"}
-        )
+        # Times with a zone need an extension of DuckDB: here they are plain UTC.
+        self._schema = pa.schema([pa.field(f.name, _without_zone(f.type)) for f in schema])
+        self._duckdb = duckdb.connect(config={"enable_external_access": "false", "threads": "1"})
         self._duckdb.execute("SET lock_configuration = true")
         features = [f"({text}) AS f{i}" for i, text in enumerate(task.features.values())]
         self._query = " ".join(
             (
                 f"SELECT coalesce(({task.when}), false) AS is_instance,",
                 f"({task.target})::DOUBLE AS target,",
-                f"epoch_us(({task.time})::TIMESTAMPTZ) AS event_us,",
-                f"epoch_us(({task.label_time})::TIMESTAMPTZ) AS label_us,",
+                f"epoch_us(({task.time})::TIMESTAMP) AS event_us,",
+                f"epoch_us(({task.label_time})::TIMESTAMP) AS label_us,",
                 ", ".join(features),
                 "FROM seen",
             )
@@ -102,6 +102,12 @@ def _column(rows: Sequence[Any], field: pa.Field) -> pa.Array:
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         # What Python cannot hold (infinity, BC) came as text: no value for an expression.
         return pa.array([_fitting(value, field.type) for value in values], field.type)
+
+
+def _without_zone(kind: pa.DataType) -> pa.DataType:
+    import pyarrow as pa
+
+    return pa.timestamp("us") if pa.types.is_timestamp(kind) else kind
 
 
 def _fitting(value: Any, kind: pa.DataType) -> Any:
