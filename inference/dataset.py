@@ -11,6 +11,7 @@ import numpy.typing as npt
 from inference.expressions import Evaluated, Evaluator
 from inference.seen import RowsAsSeen
 from inference.task import Task
+from inference.waiting import Waiting
 
 if TYPE_CHECKING:
     from eventlog import Log
@@ -48,7 +49,7 @@ def build(log: Log, task: Task, *, stop: int) -> Dataset:
 
     A label is the target's value in the first later version of the row that has one.
     """
-    waiting: dict[Any, Evaluated] = {}
+    waiting: Waiting[Evaluated] = Waiting()
     labelled: list[tuple[Evaluated, float]] = []
     evaluator = evaluator_of(log, task)
     rows = RowsAsSeen()
@@ -56,12 +57,11 @@ def build(log: Log, task: Task, *, stop: int) -> Dataset:
     start = stream.start
     for batch in stream.read(start, stop, table=task.table).batches(READ_ROWS):
         for found in evaluator.evaluate(rows.fold(batch)):
-            if found.gone:
-                waiting.pop(found.key, None)
-            elif found.target is not None and found.key in waiting:
-                labelled.append((waiting.pop(found.key), found.target))
-            elif found.instance:
-                waiting[found.key] = found
+            for instance in waiting.meet(found):
+                assert found.target is not None
+                labelled.append((instance, found.target))
+            if found.instance:
+                waiting.add(found, found)
     labelled.sort(key=lambda pair: pair[0].offset)
     return Dataset(
         X=matrix([instance.features for instance, _ in labelled], len(task.features)),

@@ -18,6 +18,7 @@ class Evaluated(NamedTuple):
 
     offset: int
     key: Any
+    before: Any
     gone: bool
     instance: bool
     target: float | None
@@ -72,6 +73,7 @@ class Evaluator:
             Evaluated(
                 s.offset,
                 s.key,
+                s.before,
                 s.row is None,
                 bool(values[0]) and s.row is not None and s.op in on,
                 values[1] if s.row is not None else None,

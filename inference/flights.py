@@ -8,13 +8,13 @@ then predicts the rest as it comes. A model is refitted from its recorded range 
 
 from __future__ import annotations
 
+import argparse
 import json
 import signal
+import sys
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from eventlog.errors import EventLogError, UsageError
 from inference.dataset import READ_ROWS, build
@@ -63,23 +63,30 @@ def estimator() -> Any:
     return make_pipeline(columns, HistGradientBoostingClassifier(max_iter=80, random_state=SEED))
 
 
-def training_stop(log: Log, task: Task, until: datetime, stopped: Any) -> int | None:
-    """The offset of the first row scheduled at `until` or later; None if stopped before."""
-    stream = log.stream(task.source)
-    for batch in stream.follow("begin", table=task.table, max_rows=READ_ROWS, stop=stopped):
+def training_stop(log: Log, task: Task, boundary: datetime, until: Any, stopped: Any) -> int | None:
+    """The offset of the first departure at `boundary` or later; None if none came.
+
+    Waits for it, unless `until` is `current`.
+    """
+    following = log.stream(task.source).follow(
+        "begin", table=task.table, max_rows=READ_ROWS, until=until, stop=stopped
+    )
+    for batch in following:
         for change in batch:
             departure = (change.row or {}).get("dep_time")
-            if isinstance(departure, datetime) and departure >= until:
+            if isinstance(departure, datetime) and departure >= boundary:
                 return int(change.offset)
     return None
 
 
-def trained(log: Log, task: Task, until: datetime, stopped: Any) -> tuple[Any, int] | None:
+def trained(
+    log: Log, task: Task, boundary: datetime, until: Any, stopped: Any
+) -> tuple[Any, int] | None:
     """The model and where its training ends; recorded at the first call, refitted later."""
     models = log.stream(task.models, create=True)
     known = next(iter(models.read()), None)
     if known is None:
-        stop = training_stop(log, task, until, stopped)
+        stop = training_stop(log, task, boundary, until, stopped)
         if stop is None:
             return None
     else:
@@ -99,19 +106,27 @@ def trained(log: Log, task: Task, until: datetime, stopped: Any) -> tuple[Any, i
     return model, stop
 
 
-@click.command()
-@click.option("--log", "directory", required=True, help="The log's directory.")
-@click.option("--source", default="flights", show_default=True, help="The captured stream.")
-@click.option(
-    "--train-until", default="2013-02-01", show_default=True, help="Event time, ISO 8601, UTC."
-)
-@click.option("--until", type=click.Choice(["current"]), help="End at the stream's end now.")
-def main(directory: str, source: str, train_until: str, until: str | None) -> None:
-    """Train at departure, then predict, join labels and score by the hour.
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m inference.flights",
+        description="Train at departure, then predict, join labels and score by the hour.",
+        epilog="Example: python -m inference.flights --log eventlog-demo --until current",
+    )
+    parser.add_argument("--log", required=True, help="the log's directory")
+    parser.add_argument("--source", default="flights", help="the captured stream (flights)")
+    parser.add_argument(
+        "--train-until", default="2013-02-01", help="event time, ISO 8601, UTC (2013-02-01)"
+    )
+    parser.add_argument("--until", choices=["current"], help="end at the stream's end now")
+    return parser.parse_args()
 
-    Example: python -m inference.flights --log eventlog-demo --until current
-    """
+
+def main() -> None:
+    """Run the model on a log; exits with 1 on a failure that it explains."""
     import eventlog
+
+    told = arguments()
 
     stopping = False
 
@@ -121,23 +136,29 @@ def main(directory: str, source: str, train_until: str, until: str | None) -> No
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    boundary = datetime.fromisoformat(train_until)
+    boundary = datetime.fromisoformat(told.train_until)
     boundary = boundary if boundary.tzinfo else boundary.replace(tzinfo=UTC)
     try:
-        with eventlog.open(directory) as log:
-            task = late_task(source)
+        with eventlog.open(told.log) as log:
+            task = late_task(told.source)
             began = time.monotonic()
-            found = trained(log, task, boundary, lambda: stopping)
+            found = trained(log, task, boundary, told.until, lambda: stopping)
             if found is None:
-                return
+                if stopping:
+                    return
+                raise UsageError(
+                    f"no flight departs at {boundary:%Y-%m-%d %H:%M} UTC or later in this stream",
+                    hint="choose an earlier --train-until, or leave --until out to wait for one",
+                )
             model, start = found
             fitted = time.monotonic()
             worker = Worker(log, task, model, version=1, start=start)
-            worked = worker.run(until=until, stop=lambda: stopping)
+            worked = worker.run(until=told.until, stop=lambda: stopping)
     except EventLogError as error:
-        raise click.ClickException(f"{error}\nHint: {error.hint}") from error
+        print(f"Error: {error}\nHint: {error.hint}", file=sys.stderr)
+        sys.exit(1)
     seconds = {"training": fitted - began, "predicting": time.monotonic() - fitted}
-    click.echo(
+    print(
         json.dumps(
             {
                 "trained_to": start,

@@ -16,12 +16,14 @@ Row = dict[str, Any]
 class Seen(NamedTuple):
     """A row as it stood at `offset`; `old` is what it was before, None for a new one.
 
-    `row` is None where the row went.
+    `row` is None where the row went; a truncate has no key either. `before` is the key that the row
+    had, where the change gave it another.
     """
 
     offset: int
     op: str
     key: Any
+    before: Any
     row: Row | None
     old: Row | None
 
@@ -38,6 +40,8 @@ class RowsAsSeen:
         for change in changes:
             if change.op in (Op.TRUNCATE, Op.COPY_BEGIN):
                 self._latest.clear()
+                if change.op is Op.TRUNCATE:
+                    seen.append(Seen(change.offset, change.op, None, None, None, None))
             elif change.key is not None:
                 seen.append(self._one(change))
         return seen
@@ -52,12 +56,12 @@ class RowsAsSeen:
         old = latest.pop(before, None)
         row = change.row
         if row is None:
-            return Seen(change.offset, change.op, key, None, old)
+            return Seen(change.offset, change.op, key, before, None, old)
         if UNCHANGED in row.values():
             kept = old or {}
             row = {n: kept.get(n) if v is UNCHANGED else v for n, v in row.items()}
         latest[key] = row
-        return Seen(change.offset, change.op, key, row, old)
+        return Seen(change.offset, change.op, key, before, row, old)
 
 
 def _hashable(key: Any) -> Any:

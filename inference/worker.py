@@ -20,6 +20,7 @@ from inference.expressions import Evaluated
 from inference.score import HourlyScore
 from inference.seen import RowsAsSeen
 from inference.task import Task
+from inference.waiting import Waiting
 
 if TYPE_CHECKING:
     from eventlog import Log
@@ -60,9 +61,6 @@ class Worker:
         self._model = model
         self._version = version
         self._start = start
-        self._rows = RowsAsSeen()
-        self._waiting: dict[Any, tuple[Evaluated, float]] = {}
-        self._score = HourlyScore()
         self._evaluator = evaluator_of(log, task)
         for stream in (task.predictions, task.labels, task.metrics):
             log.stream(stream, create=True)
@@ -91,6 +89,9 @@ class Worker:
         )
 
     def _rebuild(self, offset: int) -> None:
+        self._rows = RowsAsSeen()
+        self._waiting: Waiting[tuple[Evaluated, float]] = Waiting()
+        self._score = HourlyScore()
         stored = {
             event.value["instance"]["offset"]: event.value["proba"]
             for event in self._log.stream(self._task.predictions).read()
@@ -121,18 +122,15 @@ class Worker:
             )
         )
         for seen in found:
-            if seen.gone:
-                self._waiting.pop(seen.key, None)
-            elif seen.target is not None and seen.key in self._waiting:
-                self._join(seen, outputs)
-            elif seen.offset in probabilities:
+            for instance, proba in self._waiting.meet(seen):
+                self._join(instance, proba, seen, outputs)
+            if seen.offset in probabilities:
                 proba = probabilities[seen.offset]
-                self._waiting[seen.key] = (seen, proba)
+                self._waiting.add(seen, (seen, proba))
                 outputs.predictions.append(self._prediction(seen, proba))
         return outputs
 
-    def _join(self, seen: Evaluated, outputs: _Outputs) -> None:
-        instance, proba = self._waiting.pop(seen.key)
+    def _join(self, instance: Evaluated, proba: float, seen: Evaluated, outputs: _Outputs) -> None:
         truth = seen.target
         assert truth is not None
         reference = {"stream": self._task.source, "offset": instance.offset}

@@ -18,7 +18,17 @@ import eventlog
 from eventlog.changes.schema import Schema
 from eventlog.errors import ConsumerFenced, UsageError
 from inference import Worker, build
-from tests.fix_log import BIGINT, INT, TIMESTAMPTZ, MadeSource, column, delete, insert, update
+from tests.fix_log import (
+    BIGINT,
+    INT,
+    TIMESTAMPTZ,
+    MadeSource,
+    column,
+    delete,
+    insert,
+    truncate,
+    update,
+)
 from tests.inference_worker import LATE, Steep, work
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
@@ -207,3 +217,50 @@ def test_a_wrong_expression_is_refused(log: eventlog.Log, air: MadeSource, when:
     air.commit(insert(schema, 1, "A", None, None, None, None))
     with pytest.raises(UsageError, match="an expression of task 'late' fails"):
         build(log, dataclasses.replace(LATE, when=when), stop=air.stream.end)
+
+
+def test_an_instance_that_labels_another_is_predicted_too(
+    log: eventlog.Log, air: MadeSource
+) -> None:
+    schema = flights(air)
+    air.commit(insert(schema, 1, "A", None, None, None, None))
+    first = air.commit(update(schema, 1, "A", 7, stamp(0), None, None))
+    air.commit(update(schema, 1, "A", None, None, None, None))
+    second = air.commit(update(schema, 1, "A", 9, stamp(60), 40, stamp(50)))
+    work(log)
+    made = outputs(log)
+    assert [p["instance"]["offset"] for p in made[LATE.predictions]] == [first.start, second.start]
+    assert [label["instance"]["offset"] for label in made[LATE.labels]] == [first.start]
+
+
+def test_a_label_finds_its_instance_under_a_changed_key(log: eventlog.Log, air: MadeSource) -> None:
+    schema = flights(air)
+    air.commit(insert(schema, 1, "A", None, None, None, None))
+    air.commit(update(schema, 1, "A", 7, stamp(0), None, None))
+    renamed = (1, None, None, None, None, None)
+    air.commit(update(schema, 2, "A", 7, stamp(0), None, None, key=renamed))
+    air.commit(update(schema, 2, "A", 7, stamp(0), 40, stamp(90)))
+    work(log)
+    assert [label["key"] for label in outputs(log)[LATE.labels]] == [2]
+
+
+def test_a_truncate_ends_the_waiting(log: eventlog.Log, air: MadeSource) -> None:
+    schema = flights(air)
+    air.commit(insert(schema, 1, "A", None, None, None, None))
+    air.commit(update(schema, 1, "A", 7, stamp(0), None, None))
+    air.commit(truncate(schema))
+    air.commit(insert(schema, 1, "A", 7, stamp(0), 40, stamp(90)))
+    work(log)
+    assert outputs(log)[LATE.labels] == []
+
+
+def test_a_worker_may_run_again(log: eventlog.Log, air: MadeSource) -> None:
+    schema = flights(air)
+    worker = None
+    for key in range(3):
+        air.commit(insert(schema, key, "A", None, None, None, None))
+        air.commit(update(schema, key, "A", 7, stamp(key), None, None))
+        air.commit(update(schema, key, "A", 7, stamp(key), 40, stamp(90 * (key + 1))))
+        worker = worker or Worker(log, LATE, Steep(), version=1, start=0)
+        worker.run(until="current")
+    assert [label["key"] for label in outputs(log)[LATE.labels]] == [0, 1, 2]
