@@ -9,6 +9,7 @@ import click
 from eventlog.cli.options import json_option
 
 DEFAULT_LOG = "./eventlog-demo"
+_DAYS = 59  # of January and February
 
 
 @click.command(epilog="Example: eventlog demo --log /tmp/flights")
@@ -38,15 +39,16 @@ def demo(full: bool, days: int | None, log_dir: Path, as_json: bool) -> None:
     the course goes to stderr.
     """
     from cdc.commands.demo_narrator import narrator
-    from cdc.demo.scenario import Plan, run
+    from cdc.demo.plan import Plan
+    from cdc.demo.scenario import run
     from eventlog.cli.printing import write_json
-    from eventlog.errors import SourceError, UsageError
+    from eventlog.errors import SourceError
 
     plan = Plan.year() if full else Plan()
     if days is not None:
-        if not full and days > 59:
-            raise UsageError(
-                f"January and February have no {days} days", hint="add --full for the year"
+        if not full and days > _DAYS:
+            raise click.UsageError(
+                f"January and February have no {days} days; add --full for the year"
             )
         plan = Plan(months=plan.months, days=days)
     with narrator(aside=as_json) as tell:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from cdc.demo.scenario import Progress as Now
+    from cdc.demo.narrator import Progress as Now
 
 _INDENT = 3
 _QUARTERS = 4
@@ -93,18 +93,17 @@ class TextNarrator:
             self._bar = None
 
     def _move(self, now: Now) -> None:
+        fields: dict[str, Any] = {
+            "day": str(now.at)[:10],
+            "applied": f"{now.applied:,}",
+            "captured": f"{now.captured:,}",
+            "behind": f"{now.applied - now.captured:,}",
+        }
         if self._bar is None:
             self._bar = _bar(self._console)
-            self._bar.add_task("", total=now.total)
+            self._bar.add_task("", total=now.total, **fields)
             self._bar.start()
-        self._bar.update(
-            self._bar.task_ids[0],
-            completed=now.captured,
-            day=str(now.at)[:10],
-            applied=f"{now.applied:,}",
-            captured=f"{now.captured:,}",
-            behind=f"{now.applied - now.captured:,}",
-        )
+        self._bar.update(self._bar.task_ids[0], completed=now.captured, **fields)
 
     def _line(self, text: str) -> None:
         self._print(Text(text))

@@ -1,6 +1,6 @@
 """A program of ours as a process of its own: the capture that the demo kills, and the model.
 
-It dies with the process that started it, SIGKILL included (PR_SET_PDEATHSIG), and a terminal's
+It dies with the thread that started it, SIGKILL included (PR_SET_PDEATHSIG), and a terminal's
 Ctrl-C does not reach it: whoever started it stops it. What it says goes to a private file.
 """
 

@@ -6,13 +6,12 @@ stays is the log.
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,15 +19,16 @@ from cdc.demo import comparing, model
 from cdc.demo.capturing import POLL_S, STREAM, Daemon
 from cdc.demo.child import Child
 from cdc.demo.comparing import Counts, Rebuilt
-from cdc.demo.flights import JANUARY_AND_FEBRUARY, YEAR, Event, Schedule, load_schedule
+from cdc.demo.flights import Event, Schedule, load_schedule
 from cdc.demo.home import demo_log
+from cdc.demo.narrator import Narrator, Progress
+from cdc.demo.plan import Plan
 from cdc.demo.replay import Replayed, create_tables, replay
+from cdc.demo.summary import Summary, suggestions
 from cdc.postgres.server import EmbeddedServer
 from eventlog.errors import EnvironmentFault
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import eventlog
 
 KILL_AT, RESTART_AT = 0.52, 0.60
@@ -37,91 +37,6 @@ KILL_AT, RESTART_AT = 0.52, 0.60
 MODEL_STALL_S = 60.0
 FLIGHTS_SHOWN = 6
 HOURS_SHOWN = 3
-
-_MONTH = np.timedelta64(31, "D")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What part of the year is replayed: `months`, of these the first `days` if given.
-
-    The model is trained on the first month, or on the first half where that is all there is.
-    """
-
-    months: range = JANUARY_AND_FEBRUARY
-    days: int | None = None
-
-    @classmethod
-    def year(cls) -> Plan:
-        return cls(months=YEAR)
-
-    def stop(self, schedule: Schedule) -> int:
-        """The event of the schedule to stop before."""
-        if self.days is None:
-            return len(schedule)
-        until = schedule.at[0] + np.timedelta64(self.days, "D")
-        return int(np.searchsorted(schedule.at, until))
-
-    def training_stop(self, schedule: Schedule) -> np.datetime64:
-        """The departure at which training ends, in UTC."""
-        whole = schedule.at[max(self.stop(schedule) - 1, 0)] - schedule.at[0]
-        stop: np.datetime64 = schedule.at[0] + min(_MONTH, whole // 2)
-        return stop
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """Changes applied by the application and captured in the log; `at` is the replay's time."""
-
-    total: int
-    applied: int
-    captured: int
-    at: np.datetime64
-
-
-class Narrator(Protocol):
-    """Tells what happens, as it happens."""
-
-    def step(self, title: str) -> None:
-        """A new part begins."""
-        ...
-
-    def say(self, text: str) -> None:
-        """A line of it."""
-        ...
-
-    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Rows under headings."""
-        ...
-
-    def progress(self, now: Progress) -> None:
-        """How far application and capture are."""
-        ...
-
-
-@dataclass(slots=True, kw_only=True)
-class Summary:
-    """What the run found. Times are seconds."""
-
-    log: str
-    flights: int = 0
-    transactions: int = 0
-    applied: Counts = field(default_factory=lambda: Counts(inserts=0, updates=0, deletes=0))
-    captured: Counts = field(default_factory=lambda: Counts(inserts=0, updates=0, deletes=0))
-    killed_at_offset: int = 0
-    rebuilt: list[Rebuilt] = field(default_factory=list)
-    score: model.Score | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    next: list[str] = field(default_factory=list)
-
-    @property
-    def equal(self) -> bool:
-        """Whether the log holds exactly what the application did."""
-        return self.applied == self.captured and all(table.equal for table in self.rebuilt)
-
-    def as_json(self) -> dict[str, Any]:
-        tables = [{**asdict(table), "equal": table.equal} for table in self.rebuilt]
-        return {"equal": self.equal, **asdict(self), "rebuilt": tables}
 
 
 def run(directory: Path, plan: Plan, narrator: Narrator) -> Summary:
@@ -143,11 +58,12 @@ class _Run:
 
     def run(self) -> Summary:
         began = time.monotonic()
+        # Before an old log goes: the data may not be installed.
+        schedule = load_schedule(self._plan.months)
         with ExitStack() as stack:
             log = stack.enter_context(demo_log(self._directory))
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="eventlog-demo-"))
             server = self._serve(stack)
-            schedule = load_schedule(self._plan.months)
             daemon = stack.enter_context(Daemon(log, server.dsn, Path(scratch)))
             self._begin_capture(daemon, server.dsn)
             until = f"{self._plan.training_stop(schedule)}Z"
@@ -164,7 +80,7 @@ class _Run:
             self._prove(log, [("half-way", halfway), ("the end", end)])
             self._show_model(log, follower, until)
         self._summary.seconds["all"] = round(time.monotonic() - began, 2)
-        self._suggest()
+        self._summary.next = suggestions(self._summary)
         return self._summary
 
     def _serve(self, stack: ExitStack) -> EmbeddedServer:
@@ -280,11 +196,11 @@ class _Run:
     def _show_model(self, log: eventlog.Log, follower: Child, until: str) -> None:
         began = time.monotonic()
         self._tell.step(
-            f"A model, trained up to {until[:10]}, said at each departure: later than"
-            f" {model.LATE_MINUTES} minutes?"
+            f"A model of departures before {until[:10]} judges each later one as it happens:"
+            f" over {model.LATE_MINUTES} minutes late?"
         )
         _await_model(log, follower)
-        self._took("model", began)
+        self._took("model_catch_up", began)
         score = self._summary.score = model.score_of(log)
         if score is None:
             raise EnvironmentFault(
@@ -319,24 +235,9 @@ class _Run:
             + [("all", f"{score.labels:,}", f"{score.log_loss:.3f}", f"{score.bias:+.3f}")],
         )
         self._tell.say(
-            f"{score.right:.1%} right of {score.labels:,}, {score.late:.1%} of them late; saying"
-            f" that share each time has a log loss of {score.base_log_loss:.3f}"
+            f"{score.right:.1%} right of {score.labels:,}, of which {score.late:.1%} were late;"
+            f" to say that share each time has a log loss of {score.base_log_loss:.3f}"
         )
-
-    def _suggest(self) -> None:
-        half = self._summary.rebuilt[0].offset
-        log = ["--log", self._summary.log]
-        commands = [
-            ["streams"],
-            ["read", STREAM, "--table", "flights", "--start", str(half), "--stop", str(half + 20)],
-            ["read", model.METRICS, "--start", "0", "--stop", "4", "--json"],
-            [
-                *("snapshot", "export", STREAM, "--table", "flights", "--at", str(half)),
-                *("--out", "flights.parquet"),
-            ],
-            ["check"],
-        ]
-        self._summary.next = [shlex.join(["eventlog", *words, *log]) for words in commands]
 
     def _took(self, what: str, began: float) -> None:
         self._summary.seconds[what] = round(time.monotonic() - began, 2)

@@ -49,6 +49,9 @@ class BatchBuilder:
         """Up to which record a run's records, from `low` on, fit in here: low if none does."""
         base = int(ends[low - 1]) if low else 0
         free = BATCH_BYTES - self.size
+        # Small transactions: they all fit, and the arrays below would be a fifth of their cost.
+        if int(ends[-1]) - base + BOUNDARY_BYTES * (len(ends) - low) <= free:
+            return len(ends)
         costs_until = ends[low:] - base + BOUNDARY_BYTES * np.arange(1, len(ends) - low + 1)
         fitting = int(np.searchsorted(costs_until, free, side="right"))
         if fitting == 0 and self.count == 0:
