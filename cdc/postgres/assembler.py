@@ -91,6 +91,8 @@ class Assembler:
         self._ready: list[Batch] = []
         self._ready_bytes = 0
         self._staged_end: Lsn | None = None
+        self._announced: dict[int, m.Relation] = {}
+        self._versions: dict[int, int] = {}
         self._handlers: dict[int, Callable[[Frames, int], None]] = {
             ord("B"): self._begin,
             ord("C"): self._commit,
@@ -153,6 +155,8 @@ class Assembler:
             return
         data: U8 = np.frombuffer(frames.data, np.uint8)
         starts, ends = frames.starts, frames.ends
+        if (starts == ends).any():
+            raise wire.WireError("a frame of the replication stream is empty")
         tag_at = np.minimum(starts + XLOG_HEAD, len(data) - 1)
         long_enough = ends - starts >= XLOG_HEAD + _ROW_BYTES_MIN
         is_row = (data[starts] == ord("w")) & _IS_ROW[data[tag_at]] & long_enough
@@ -262,7 +266,9 @@ class Assembler:
     def _relation(self, frames: Frames, i: int) -> None:
         message = wire.parse(_payload(frames, i))
         assert isinstance(message, m.Relation)
-        self._book.version_of(message)
+        # Looked up with its first change: what comes in a dropped transaction may be older than
+        # what the book knows already.
+        self._announced[message.relation] = message
 
     def _truncate(self, frames: Frames, i: int) -> None:
         opened = self._transaction()
@@ -306,10 +312,13 @@ class Assembler:
         wire.parse(_payload(frames, i))
 
     def _version(self, relation: int) -> int:
-        schema = self._book.schema(relation)
-        if schema is None:
+        announced = self._announced.pop(relation, None)
+        if announced is not None:
+            self._versions[relation] = self._book.version_of(announced)
+        version = self._versions.get(relation)
+        if version is None:
             raise wire.WireError(f"a change of relation {relation} came before its description")
-        return schema.id
+        return version
 
     def _transaction(self) -> _Open:
         if self._open is None:

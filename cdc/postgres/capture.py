@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from cdc.errors import CaptureError, SlotInUse
+from cdc.errors import CaptureError, MissingTable, SlotInUse
 from cdc.options import Event, Options, Outcome, Report
 from cdc.postgres import catalog, copying, setup
 from cdc.postgres.catalog import CatalogRelation, Table
@@ -25,12 +25,13 @@ from cdc.postgres.streaming import Streamer
 from eventlog import Log
 from eventlog.changes.schema import Column, Schema
 from eventlog.engine import Append, Batch, Plan, SourceUpdate, Writer
-from eventlog.errors import SourceError
 
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
 HELD_SLOT_S = 5.0
 """How long a restart waits for the server to notice that the slot's last user is gone."""
+
+HELD_FIRST_S = 0.1
 
 
 class Capture:
@@ -77,6 +78,8 @@ class Capture:
                 writer.close()
         finally:
             conn.close()
+            if self._temporary is not None:
+                self._temporary.close()
             self._wake.close()
         kept = None if state.temporary else state.slot
         return Outcome(position=str(state.position), rows=self._rows, slot=kept)
@@ -180,6 +183,7 @@ class Capture:
 
     def _stream_for_ever(self, writer: Writer, state: SourceState) -> SourceState:
         failures = 0
+        held_until = time.monotonic() + HELD_SLOT_S
         while not self._stopping and state.phase is Phase.STREAMING:
             progress_before = state.position
             try:
@@ -190,18 +194,18 @@ class Capture:
                 state = SourceState.from_map(stored)
                 # Before the first stream a fault is told at once; but a server may still hold the
                 # slot for a capture that was killed a moment ago.
-                hopeful = self._streamed or isinstance(error, SlotInUse)
+                left_s = held_until - time.monotonic()
+                hopeful = self._streamed or (isinstance(error, SlotInUse) and left_s > 0)
                 if not (error.retry and hopeful) or state.temporary:
                     raise
                 failures = 0 if state.position > progress_before else failures + 1
-                self._pause(error, failures)
+                first_s, most_s = BACKOFF_FIRST_S, BACKOFF_MAX_S
+                if not self._streamed:
+                    first_s, most_s = HELD_FIRST_S, left_s
+                self._pause(error, min(first_s * 2 ** min(max(failures - 1, 0), 10), most_s))
         return state
 
-    def _pause(self, error: CaptureError, failures: int) -> None:
-        waited = BACKOFF_FIRST_S * (2 ** min(failures, 10) - 1)
-        if isinstance(error, SlotInUse) and not self._streamed and waited > HELD_SLOT_S:
-            raise error
-        pause_s = min(BACKOFF_FIRST_S * 2 ** min(failures, 10), BACKOFF_MAX_S)
+    def _pause(self, error: CaptureError, pause_s: float) -> None:
         self._report(Event(kind="retry", text=f"{error}; trying again in {pause_s:g} s"))
         deadline = time.monotonic() + pause_s
         while not self._stopping and (left := deadline - time.monotonic()) > 0:
@@ -214,7 +218,7 @@ class Capture:
             if replication is None:
                 replication = connect_replication(self._dsn)
                 state = setup.require_resumable(describer, replication, state, held=self._streamed)
-            until = self._target(replication)
+            until = self._target(describer, replication)
             stream = ReplicationStream(
                 replication, state.slot, state.position, list(state.publications), self._wake
             )
@@ -242,9 +246,9 @@ class Capture:
             if replication is not None:
                 replication.close()
 
-    def _target(self, replication: Connection) -> Lsn | None:
+    def _target(self, conn: Connection, replication: Connection) -> Lsn | None:
         if self._options.until == "current" and self._until is None:
-            self._until = catalog.identify(replication).wal_position
+            self._until = setup.current_end(conn, replication)
         return self._until
 
     # Schemas
@@ -302,5 +306,5 @@ class CatalogViewOf:
 def _view(conn: Connection, oid: int) -> CatalogViewOf | None:
     try:
         return CatalogViewOf(catalog.describe_relation(conn, oid))
-    except SourceError:
+    except MissingTable:
         return None

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import psycopg
+
 from cdc.errors import SlotExists, SlotMissing
 from cdc.options import Event, Options, Report
 from cdc.postgres import catalog, publication, slot
+from cdc.postgres.assembler import OWN_PREFIX
 from cdc.postgres.catalog import Table
 from cdc.postgres.connection import Connection
+from cdc.postgres.faults import failed
 from cdc.postgres.lsn import Lsn
 from cdc.postgres.slot import CreatedSlot
 from cdc.postgres.state import (
@@ -127,6 +131,28 @@ def require_resumable(
     present = slot.require_usable(conn, state.slot)
     require_not_behind(state, present.confirmed_flush_lsn)
     return replace(state, timeline=server.timeline)
+
+
+def current_end(conn: Connection, replication: Connection) -> Lsn:
+    """A position that everything committed by now ends below, and that a stream will reach.
+
+    Where the WAL was flushed to may lie inside a record whose rest is flushed much later, if the
+    server idles: a message of our own, which gets no offset, ends with a commit instead. Without
+    the right to write one it is the flushed position.
+    """
+    try:
+        with conn.transaction():
+            # The local disk's flush is enough: a stand-by that is away must not block this.
+            conn.execute("set local synchronous_commit = local")
+            row = conn.execute(
+                "select pg_logical_emit_message(true, %s, 'until')::text", [OWN_PREFIX]
+            ).fetchone()
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction):
+        return catalog.identify(replication).wal_position
+    except psycopg.Error as error:
+        raise failed(error, "asking for the current position") from error
+    assert row is not None
+    return Lsn.parse(row[0])
 
 
 def require_same_request(name: str, state: SourceState, options: Options) -> None:
