@@ -82,8 +82,8 @@ def assert_snapshot_equals_postgres(log: eventlog.Log, database: Database, *tabl
             columns = ", ".join(
                 f'case when "{n}" is not null then format($$%s$$, "{n}") end' for n in names
             )
-            expected = conn.execute(f"select {columns} from public.{table}").fetchall()  # type: ignore[call-overload]
-            shown = conn.execute(f"select * from public.{table} limit 0")  # type: ignore[call-overload]
+            expected = conn.execute(f"select {columns} from public.{table}").fetchall()
+            shown = conn.execute(f"select * from public.{table} limit 0")
             assert names == [column.name for column in shown.description]
             rows_found = [tuple(row[name] for name in names) for row in found.to_pylist()]
             too_many = Counter(rows_found) - Counter(expected)

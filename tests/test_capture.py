@@ -9,11 +9,14 @@ import pytest
 
 import cdc
 import eventlog
+from cdc.driver import driver_of
 from cdc.options import Event
+from cdc.postgres import libpq, streaming
 from cdc.postgres.connection import connect, connect_replication
 from cdc.postgres.lsn import Lsn
 from cdc.postgres.setup import current_end
 from eventlog.changes.change import UNCHANGED, Change, Op
+from eventlog.engine import Owner
 from tests.fix_capture import (
     assert_snapshot_equals_postgres,
     captured_in_background,
@@ -50,6 +53,12 @@ insert into mixed (id, n, m, f, t, d, ts, tz, a)
 values (-{id}, null, 'NaN', '-Infinity', '', 'infinity', '-infinity', '0044-03-15 BC',
     '[0:1]={{7,8}}');
 """
+
+
+@pytest.fixture(autouse=True)
+def store_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The position of an idle source is stored sooner than every 10 s."""
+    monkeypatch.setattr(streaming, "IDLE_STORE_S", 0.1)
 
 
 def shop(database: Database, *tables: str) -> cdc.Source:
@@ -308,8 +317,6 @@ def test_a_table_that_is_gone_is_decoded_from_what_the_server_sends(
 def test_a_large_transaction_is_staged_and_published_whole(
     database: Database, log: eventlog.Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from eventlog.engine import Owner
-
     database.execute("create table t (id int primary key, body text)")
     shop(database).capture(log, until="current")
     end = log.stream("shop").end
@@ -409,9 +416,6 @@ def test_rows_that_change_during_the_copy_come_once(database: Database, log: eve
 def test_an_idle_source_whose_slot_moved_goes_on_without_a_false_refusal(
     database: Database, log: eventlog.Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cdc.postgres import streaming
-
-    monkeypatch.setattr(streaming, "IDLE_STORE_S", 0.3)
     database.execute("create table t (id int primary key); create table unseen (x text)")
     shop(database, "t").capture(log, until="current")
     with captured_in_background(log, shop(database, "t")) as running:
@@ -431,8 +435,6 @@ def test_an_idle_source_whose_slot_moved_goes_on_without_a_false_refusal(
 def test_nothing_is_acknowledged_before_it_is_stored(
     database: Database, log: eventlog.Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cdc.postgres import libpq, streaming
-
     monkeypatch.setattr(streaming, "IDLE_STORE_S", 0.05)
     monkeypatch.setattr(streaming, "ACKNOWLEDGE_S", 0.01)
     acknowledged: list[tuple[int, int]] = []
@@ -464,8 +466,6 @@ def test_dropping_a_source_removes_its_slot_and_publications(
 ) -> None:
     database.execute("create table t (id int primary key); create table hist (x int)")
     shop(database).capture(log, until="current")
-    from cdc.driver import driver_of
-
     dropped = driver_of(database.dsn).drop(database.dsn, "shop", log.source("shop"))
     assert sorted(dropped) == [
         "publication eventlog_shop",

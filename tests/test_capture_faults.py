@@ -27,6 +27,7 @@ from cdc.errors import (
     TimelineForked,
 )
 from cdc.postgres import capture as capture_module
+from cdc.postgres import streaming
 from cdc.postgres.catalog import ServerIdentity, TimelineSwitch
 from cdc.postgres.lsn import Lsn
 from cdc.postgres.server import EmbeddedServer
@@ -45,6 +46,12 @@ from tests.fix_capture import (
 from tests.fix_postgres import SETTINGS, WHEEL, Database, bindir
 
 SLOT = "eventlog_shop"
+
+
+@pytest.fixture(autouse=True)
+def store_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The position of an idle source is stored sooner than every 10 s."""
+    monkeypatch.setattr(streaming, "IDLE_STORE_S", 0.1)
 
 
 @pytest.fixture
@@ -76,7 +83,7 @@ def refused(
 def forge(log: eventlog.Log, **changed: object) -> None:
     """Store another state of the source, as if it had been captured elsewhere."""
     writer = log.engine.writer("shop")
-    state = replace(state_of(log), **changed)  # type: ignore[arg-type]
+    state = replace(state_of(log), **changed)
     update = SourceUpdate(stream="shop", writer_epoch=writer.epoch, state=state.to_map())
     log.engine.commit(Plan(sources=[update]))
     writer.close()
@@ -335,7 +342,7 @@ def test_a_server_that_restarts_is_connected_to_again(
         running.saw("streaming")
         for turn in range(3):
             insert_some(own_server.dsn, turn * 100, turn * 100 + 100)
-            own_server.stop(mode)  # type: ignore[arg-type]
+            own_server.stop(mode)
             running.saw("retry")
             own_server.restart()
             running.saw("streaming", turn + 2)
