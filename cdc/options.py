@@ -51,8 +51,13 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a capture ended. `slot` names a slot that still makes the server keep WAL."""
+    """How a capture ended. `slot` names a slot that still makes the server keep WAL.
+
+    `slot_drop` is the source's own statement that removes it, where the user brought the slot and
+    `drop-source` leaves it alone.
+    """
 
     position: str
     rows: int
     slot: str | None
+    slot_drop: str | None = None

@@ -87,11 +87,11 @@ def capture(
 def _drop_command(
     ctx: click.Context, source: str, dsn: str, log_dir: Path, outcome: Outcome
 ) -> str | None:
-    """The command that removes the slot that stays, without any secret."""
+    """What removes the slot that stays: our command, or SQL; without any secret."""
     from cdc.driver import driver_of
 
-    if outcome.slot is None:
-        return None
+    if outcome.slot is None or outcome.slot_drop is not None:
+        return outcome.slot_drop
     words = ["eventlog", "drop-source", source, "--dsn"]
     if was_typed(ctx, "dsn") and not driver_of(dsn).warnings(dsn):
         words.append(dsn)

@@ -82,7 +82,13 @@ class Capture:
                 self._temporary.close()
             self._wake.close()
         kept = None if state.temporary else state.slot
-        return Outcome(position=str(state.position), rows=self._rows, slot=kept)
+        by_hand = kept is not None and not state.slot_ours
+        return Outcome(
+            position=str(state.position),
+            rows=self._rows,
+            slot=kept,
+            slot_drop=f"SELECT pg_drop_replication_slot('{state.slot}');" if by_hand else None,
+        )
 
     # Preparation and copy
 
@@ -95,7 +101,7 @@ class Capture:
             return state
         if state is not None:
             self._report(Event(kind="warning", text="the last copy was cut off; it begins anew"))
-            setup.drop_unfinished(conn, state)
+            self._drop_unfinished(conn, state)
         replication = connect_replication(self._dsn)
         try:
             prepared = setup.plan_source(conn, replication, self._name, self._options, self._report)
@@ -112,6 +118,17 @@ class Capture:
         else:
             replication.close()
         return state
+
+    def _drop_unfinished(self, conn: Connection, state: SourceState) -> None:
+        deadline = time.monotonic() + HELD_SLOT_S
+        while True:
+            try:
+                return setup.drop_unfinished(conn, state)
+            except SlotInUse:
+                # The server may not have noticed yet that the capture that made it was killed.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(HELD_FIRST_S)
 
     def _copy(
         self, writer: Writer, prepared: Prepared, state: SourceState, snapshot_name: str
