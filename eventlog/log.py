@@ -18,7 +18,7 @@ from eventlog.transaction import Transaction
 
 if TYPE_CHECKING:
     from eventlog.changes.snapshot import Snapshot
-    from eventlog.engine.check import Violation
+    from eventlog.engine.upkeep.check import Violation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +160,7 @@ class Log:
 
     def check(self, *, progress: Callable[[int, int], None] | None = None) -> list[Violation]:
         """Walk the whole log; returns every violated invariant, none for a sound log."""
-        from eventlog.engine.check import check
+        from eventlog.engine.upkeep.check import check
 
         return check(self.engine, progress=progress)
 

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eventlog.engine import index
-from eventlog.engine.check_rows import StagedKey, Survey, survey
-from eventlog.engine.check_stream import check_payload, shape_faults, walk_stream
 from eventlog.engine.payload_store import get_body, stored_keys
 from eventlog.engine.store import Store
-from eventlog.engine.violation import Report, Violation
+from eventlog.engine.upkeep.check_rows import StagedKey, Survey, survey
+from eventlog.engine.upkeep.check_stream import check_payload, shape_faults, walk_stream
+from eventlog.engine.upkeep.violation import Report, Violation
 from eventlog.errors import DamagedLog
 
 if TYPE_CHECKING:

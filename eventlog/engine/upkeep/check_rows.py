@@ -21,7 +21,7 @@ from eventlog.engine.payload_store import greatest_id
 from eventlog.engine.rows import ConsumerRow, OwnerRow, StreamRow
 from eventlog.engine.sealed import unseal
 from eventlog.engine.store import Store, Txn
-from eventlog.engine.violation import Report
+from eventlog.engine.upkeep.violation import Report
 from eventlog.errors import EventLogError
 
 _U32 = struct.Struct(">I")

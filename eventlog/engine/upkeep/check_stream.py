@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from eventlog.engine import index
-from eventlog.engine.check_rows import References, StreamState
 from eventlog.engine.index import COMPACTED, DROPPED, IndexEntry
 from eventlog.engine.payload_store import get_body, load
 from eventlog.engine.scan import READ_BYTES, READ_ENTRIES
 from eventlog.engine.store import Store
-from eventlog.engine.violation import Report
+from eventlog.engine.upkeep.check_rows import References, StreamState
+from eventlog.engine.upkeep.violation import Report
 from eventlog.errors import EventLogError
 
 
