@@ -25,6 +25,7 @@
         ├── ServerError               anything else that the server answered
         └── PositionConflict          the log's position contradicts the server (D7)
             ├── PositionBehindSlot    the slot moved on without this log
+            ├── RestoredFromBackup    the log was a backup, and its original may capture on
             ├── OtherSystem           another database cluster answers at that address
             ├── PositionBeyondServer  the server's WAL ends below the position
             └── TimelineForked        a new timeline began below the position
@@ -143,6 +144,10 @@ class PositionConflict(CaptureError):
 
 class PositionBehindSlot(PositionConflict):
     """The slot was moved beyond the log's position by something else."""
+
+
+class RestoredFromBackup(PositionConflict):
+    """The log was opened from a backup: its original may have captured on, or does so now."""
 
 
 class OtherSystem(PositionConflict):

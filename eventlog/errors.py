@@ -17,7 +17,8 @@
     ├── EnvironmentFault              the machine must change
     │   ├── NotALog   LogExists   LogVersionError   CodecNotInstalled
     │   ├── DiskFull  LogUnreadable
-    │   └── WriterActive              another process writes this captured stream
+    │   ├── WriterActive              another process writes this captured stream
+    │   └── LogInUse                  the log is open elsewhere, or a process has it for itself
     ├── DamagedLog                    stored bytes are not what was written
     └── SourceError                   a source refused, failed, or contradicts the log
 """
@@ -121,9 +122,17 @@ class WriterActive(EnvironmentFault):
     """Another process holds the lock of this stream's single writer."""
 
 
+class LogInUse(EnvironmentFault):
+    """Something needs the log alone: it is open elsewhere, or another process has it alone."""
+
+
 class DamagedLog(EventLogError):
     """Stored bytes are not what was written."""
 
 
 class SourceError(EventLogError):
     """A source refused, failed, or contradicts what the log holds."""
+
+
+class NetworkFileSystemWarning(UserWarning):
+    """A log is opened on a file system that other machines share: its locks do not reach them."""

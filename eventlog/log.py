@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from eventlog.changes.cut import At, cut_of, utc
 from eventlog.changes.schemas import SchemaHistory
-from eventlog.engine import Engine, StreamKind
+from eventlog.engine import Compression, Engine, StreamKind
+from eventlog.errors import UsageError
 from eventlog.names import checked_name
 from eventlog.stream import Stream
 from eventlog.transaction import Transaction
 
 if TYPE_CHECKING:
     from eventlog.changes.snapshot import Snapshot
+    from eventlog.engine.upkeep.backup import BackedUp
     from eventlog.engine.upkeep.check import Violation
 
 
@@ -87,13 +89,22 @@ class Log:
     def __repr__(self) -> str:
         return f"<Log {str(self.path)!r}>"
 
-    def stream(self, name: str, *, create: bool = False) -> Stream:
+    def stream(
+        self, name: str, *, create: bool = False, compression: Compression | None = None
+    ) -> Stream:
         """The stream of that name; with `create`, an event stream is made where there is none.
 
-        Raises UnknownStream, StreamExists (of another kind), UsageError for what is no name.
+        `compression` is for one that is made: `none` or `zstd`; captured streams have zstd, events
+        none unless asked for. Raises UnknownStream, StreamExists (of another kind or compression),
+        UsageError for what is no name.
         """
         checked_name(name, kind="stream")
-        row = self.engine.create_stream(name, "events") if create else self.engine.stream(name)
+        if compression not in (None, "none", "zstd"):
+            raise UsageError(f"no compression {compression!r}", hint="there are `none` and `zstd`")
+        if create:
+            row = self.engine.create_stream(name, "events", compression=compression)
+        else:
+            row = self.engine.stream(name)
         return Stream(self.engine, name, row.kind, self._history(name))
 
     def streams(self) -> list[StreamInfo]:
@@ -164,6 +175,28 @@ class Log:
 
         return check(self.engine, progress=progress)
 
+    def backup(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> BackedUp:
+        """Copy the log as it is now into a directory, new or empty, while others go on writing.
+
+        The copy is a log: opening it raises its generation. `progress` is told of the records
+        copied so far, and of all. Raises LogExists, DamagedLog where a stored batch is not what was
+        written, DiskFull.
+        """
+        from eventlog.engine.upkeep.backup import backup
+
+        return backup(self.engine, Path(directory), progress=progress)
+
+    @property
+    def generation(self) -> int:
+        """1, and one more each time that a backup of the log was opened as the log."""
+        generation: int = self.engine.identity()["generation"]
+        return generation
+
     def _history(self, name: str) -> SchemaHistory:
         return self._schemas.setdefault(name, SchemaHistory(self.engine, name))
 
@@ -171,7 +204,7 @@ class Log:
         start, end = self.engine.bounds(name)
         records = size = 0
         for stretch in self.engine.scan(name, start, end, lambda entry: False):
-            slots, _ = stretch.entry.readable_slots(start, end)
+            slots, _ = stretch.readable_slots()
             records += len(slots)
             size += stretch.entry.body_bytes
         return StreamInfo(name=name, kind=kind, start=start, end=end, records=records, bytes=size)

@@ -1,29 +1,48 @@
-"""Events on their way into streams: encoded as they come, published by one commit (D6).
+"""Events on their way into streams: encoded in chunks, published by one commit (D6).
 
-What passes COMMIT_BYTES_MAX is staged, durably and in no stream yet, and published by reference.
+::
+
+    values ──▶ records ──▶ full batches ──▶ one commit                       up to COMMIT_BYTES_MAX
+                                 └────────▶ staged, 4 MiB at a time, by a thread of its own,
+                                            and published by reference in one commit   beyond it
+
 The write lock is held only while encoded batches are committed, never while a caller's code runs.
+While the disk takes what is staged, the next values are encoded.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from itertools import repeat
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, NamedTuple, Self
 
-from eventlog.codecs.events import CODEC, key_text
+import numpy as np
+
+from eventlog.codecs.events import CODEC, UnsuitableValue, key_text
 from eventlog.engine import Append, Batch, Engine, Owner, Transactions, batch_of, now_us
 from eventlog.engine.batch import BATCH_BYTES
+from eventlog.engine.failpoint import reach
 from eventlog.errors import UsageError
 
-COMMIT_BYTES_MAX = 16 << 20
-"""Encoded bytes in one commit: a flush of more keeps other writers waiting (LMDB.md)."""
+COMMIT_BYTES_MAX = 4 << 20
+"""Encoded bytes in one commit: it reaches 0.6 of a disk's rate whether a flush takes 0.2 or 4 ms
+(LMDB.md), and keeps other writers waiting for some 10 ms."""
+
+IDS_BYTES_MAX = 16 << 20
+"""Encoded bytes in an append with ids: not staged, since they are looked up by its commit."""
 
 STAGING_PAUSE_S = 0.0002
 """Between two large commits, so that small ones of other processes get their turn."""
 
+CHUNK = 1_000
+"""Values that are encoded at once."""
+
 BOUNDARY_BYTES = 4
 """What a record costs in a body beside its own bytes."""
+
+Key = str | int | None
 
 
 class Outbox:
@@ -45,36 +64,33 @@ class Outbox:
         for spool in spools.values():
             spool.close()
 
-    def add(self, stream: str, value: Any, key: str | int | None) -> None:
+    def add(self, stream: str, value: Any, key: Key, event_id: Key = None) -> None:
         """Add one event; a value that is None is a tombstone and needs a key."""
-        self.extend(stream, (value,), (key,))
+        self.extend(stream, (value,), (key,), None if event_id is None else (event_id,))
 
     def extend(
-        self, stream: str, values: Iterable[Any], keys: Iterable[str | int | None] | None
+        self,
+        stream: str,
+        values: Iterable[Any],
+        keys: Iterable[Key] | None,
+        ids: Iterable[Key] | None,
     ) -> None:
-        """Add many events, with as many keys, or without any.
+        """Add many events, with as many keys and ids, or without any.
 
         Raises UnsuitableValue, a TypeError, for a value that an event cannot hold.
         """
         spool = self._spools.get(stream)
         if spool is None:
-            if self._engine.stream(stream).kind != "events":
-                raise UsageError(
-                    f"stream {stream!r} is captured, and nothing else is appended to it",
-                    hint="append to an event stream of another name",
-                )
+            require_events(stream, self._engine.stream(stream).kind)
             spool = self._spools[stream] = _Spool(self._engine, stream, self._time_us)
-        if keys is None:
-            pairs: Iterable[tuple[Any, Any]] = zip(values, repeat(None), strict=False)
-        else:
-            pairs = _equally_long(values, keys)
-        for value, key in pairs:
-            if value is None and key is None:
-                raise UsageError(
-                    "an event without a key cannot be None",
-                    hint="None under a key is a tombstone: append(None, key=...)",
-                )
-            spool.put(key if key is None else key_text(key), value)
+        done = 0
+        for chunk in _chunks(values, keys, ids):
+            try:
+                spool.extend(chunk)
+            except UnsuitableValue as error:
+                error.place = done + (error.place or 0)
+                raise
+            done += len(chunk.values)
         self._spill()
 
     def appends(self) -> list[Append]:
@@ -92,6 +108,44 @@ class Outbox:
                 spool.stage()
 
 
+def require_events(stream: str, kind: str) -> None:
+    """Raise UsageError for a stream of another kind."""
+    if kind != "events":
+        raise UsageError(
+            f"stream {stream!r} is captured, and nothing else is appended to it",
+            hint="append to an event stream of another name",
+        )
+
+
+def tombstone_without_key(place: int = 0) -> UnsuitableValue:
+    """The error for None that is appended without a key."""
+    error = UnsuitableValue(
+        "an event without a key cannot be None",
+        hint="None under a key is a tombstone: append(None, key=...)",
+    )
+    error.place = place
+    return error
+
+
+def id_text(event_id: Key) -> str | None:
+    """The text of an id: like a key's, and not empty."""
+    try:
+        found = key_text(event_id)
+    except UnsuitableValue as error:
+        raise UnsuitableValue(
+            f"an id is text or an integer, not {type(event_id).__name__}", hint="write it as text"
+        ) from error
+    if found == "":
+        raise UnsuitableValue("an id is empty", hint="leave it out, or give each event its own")
+    return found
+
+
+class _Chunk(NamedTuple):
+    values: list[Any]
+    keys: list[Key] | None
+    ids: list[Key] | None
+
+
 class _Spool:
     """The events for one stream: records, full batches, and what had to be staged."""
 
@@ -100,46 +154,99 @@ class _Spool:
         self._engine = engine
         self._stream = stream
         self._time_us = time_us
-        self._encode = CODEC.encoder()
+        self._encoder = CODEC.encoder()
         self._owner: Owner | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._staging: Future[None] | None = None
         self._batches: list[Batch] = []
         self._records: list[bytes] = []
+        self._ids: list[str | None] = []
+        self._count = 0
         self._size = 0
         self._back = 0
 
-    def put(self, key: str | None, value: Any) -> None:
-        record = self._encode(key, value)
-        cost = len(record) + BOUNDARY_BYTES
-        if self._size + cost > BATCH_BYTES:
-            self._close_batch()
-        self._records.append(record)
-        self._size += cost
+    def extend(self, chunk: _Chunk) -> None:
+        values, keys, ids = chunk
+        texts = None if keys is None else _texts(keys)
+        if type(None) in map(type, values):
+            for place, value in enumerate(values):
+                if value is None and (texts is None or texts[place] is None):
+                    raise tombstone_without_key(place)
+        records = self._encoder.many(texts, values)
+        if ids is not None or self._ids:
+            self._ids += [None] * (self._count - len(self._ids))
+            self._ids += [None] * len(values) if ids is None else map(id_text, ids)
+        self._count += len(values)
+        self._take(records)
 
     def append(self) -> Append:
         self._close_batch()
+        self._settle()
         staged = None if self._owner is None else self._owner.id
-        return Append(stream=self._stream, batches=self._batches, staged=staged)
+        if staged is not None:
+            reach("outbox.staged")
+        return Append(stream=self._stream, batches=self._batches, staged=staged, ids=self._ids)
 
     def stage(self) -> None:
         """Store the full batches durably, in no stream yet."""
         if not self._batches:
             return
+        if self._ids:
+            raise UsageError(
+                f"events with ids pass {IDS_BYTES_MAX >> 20} MiB in one append",
+                hint="append them in smaller calls: those stored before are known by their ids",
+            )
+        self._settle()
         if self._owner is None:
             self._owner = self._engine.appender(self._stream)
-        self._owner.stage(self._batches)
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="staging")
+        assert self._thread is not None
+        self._staging = self._thread.submit(self._stage, self._owner, self._batches)
         self._batches, self.bytes = [], 0
-        time.sleep(STAGING_PAUSE_S)
 
     def close(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
         if self._owner is not None:
+            reach("outbox.published")
             self._owner.close()
+
+    @staticmethod
+    def _stage(owner: Owner, batches: list[Batch]) -> None:
+        owner.stage(batches)
+        time.sleep(STAGING_PAUSE_S)
+
+    def _settle(self) -> None:
+        """Wait for what is being staged. Raises what that raised."""
+        staging, self._staging = self._staging, None
+        if staging is not None:
+            staging.result()
+
+    def _take(self, records: list[bytes]) -> None:
+        """Gather records into batches, each closed before it passes BATCH_BYTES."""
+        costs = sum(map(len, records)) + BOUNDARY_BYTES * len(records)
+        while self._size + costs > BATCH_BYTES:
+            lengths = np.fromiter(map(len, records), np.int64, len(records))
+            until = self._size + np.cumsum(lengths + BOUNDARY_BYTES)
+            fitting = int(np.searchsorted(until, BATCH_BYTES, side="right"))
+            if not fitting and not self._records:
+                fitting = 1  # A record that is larger than a batch goes alone.
+            self._records += records[:fitting]
+            records = records[fitting:]
+            self._close_batch()
+            costs = sum(map(len, records)) + BOUNDARY_BYTES * len(records)
+            if not records:
+                return
+        self._records += records
+        self._size += costs
 
     def _close_batch(self) -> None:
         if not self._records:
             return
         transaction = Transactions.one(time_us=self._time_us, back=self._back)
         batch = batch_of(CODEC.id, self._records, transaction)
-        if self.bytes + len(batch.body.data) > COMMIT_BYTES_MAX:
+        most = IDS_BYTES_MAX if self._ids else COMMIT_BYTES_MAX
+        if self.bytes + len(batch.body.data) > most:
             self.stage()
         self._batches.append(batch)
         self.bytes += len(batch.body.data)
@@ -147,17 +254,34 @@ class _Spool:
         self._records, self._size = [], 0
 
 
-def _equally_long(values: Iterable[Any], keys: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
-    ended = object()
-    keys = iter(keys)
-    for value in values:
-        key = next(keys, ended)
-        if key is ended:
-            break
-        yield value, key
-    else:
-        if next(keys, ended) is ended:
-            return
-    raise UsageError(
-        "there are not as many keys as values", hint="give one key for each value, or none at all"
+def _texts(keys: Sequence[Key]) -> list[str | None]:
+    if set(map(type, keys)) <= {str, type(None)}:
+        return list(keys)  # type: ignore[arg-type]
+    return [key_text(key) for key in keys]
+
+
+def _chunks(
+    values: Iterable[Any], keys: Iterable[Key] | None, ids: Iterable[Key] | None
+) -> Iterator[_Chunk]:
+    """Values by the thousand with their keys and ids. Raises UsageError for as many of each."""
+    values = iter(values)
+    others = {name: iter(c) for name, c in (("keys", keys), ("ids", ids)) if c is not None}
+    while chunk := list(islice(values, CHUNK)):
+        taken = {name: list(islice(column, len(chunk))) for name, column in others.items()}
+        for name, column in taken.items():
+            if len(column) < len(chunk):
+                raise _uneven(name)
+        yield _Chunk(chunk, taken.get("keys"), taken.get("ids"))
+    for name, rest in others.items():
+        if next(rest, _END) is not _END:
+            raise _uneven(name)
+
+
+_END = object()
+
+
+def _uneven(name: str) -> UsageError:
+    return UsageError(
+        f"there are not as many {name} as values",
+        hint=f"give one of the {name} for each value, or none at all",
     )

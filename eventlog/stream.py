@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from eventlog.changes.change_view import ChangeView
 from eventlog.changes.cut import At, microseconds, offset_of
@@ -11,10 +11,11 @@ from eventlog.changes.event_view import EventView
 from eventlog.changes.records import Records
 from eventlog.changes.schemas import SchemaHistory
 from eventlog.changes.table_choice import named_at, selected_by_name
-from eventlog.engine import Engine, Plan, StreamKind
+from eventlog.codecs.events import CODEC, Encoders, key_text
+from eventlog.engine import Append, Engine, Plan, StreamKind, batch_of_one, now_us
 from eventlog.errors import UsageError
 from eventlog.following import MAX_ROWS, Following
-from eventlog.outbox import Outbox
+from eventlog.outbox import Outbox, id_text, require_events, tombstone_without_key
 
 if TYPE_CHECKING:
     from eventlog.consumer import Consumer
@@ -33,6 +34,7 @@ class Stream:
         self.kind = kind
         self._engine = engine
         self._schemas = schemas
+        self._encoders = Encoders()
 
     @property
     def start(self) -> int:
@@ -53,29 +55,67 @@ class Stream:
 
     # Appending
 
-    def append(self, value: Any, key: str | int | None = None) -> int:
+    def append(
+        self,
+        value: Any,
+        key: str | int | None = None,
+        *,
+        id: str | int | None = None,  # noqa: A002
+    ) -> int:
         """Append one event, durably; returns its offset.
 
-        `append(None, key=...)` is a tombstone. An integer key is stored as its decimal form.
-        Raises TypeError for a value that an event cannot hold, naming the path to it.
+        `append(None, key=...)` is a tombstone. An integer key is stored as its decimal form. An
+        `id` that one of the stream's last 1,000,000 events with ids bore stores nothing: the offset
+        is that event's, whatever its value. So an append whose outcome is not known can be tried
+        again. Raises TypeError for a value that an event cannot hold, naming the path to it.
         """
-        with Outbox(self._engine) as outbox:
-            outbox.add(self.name, value, key)
-            committed = self._engine.commit(Plan(appends=outbox.appends()))
-        return committed.offsets[0].start
+        require_events(self.name, self.kind)
+        event_id = id_text(id)
+        if event_id is not None:
+            known = self._engine.offset_of_id(self.name, event_id)
+            if known is not None:
+                return known
+        text = key_text(key)
+        if value is None and text is None:
+            raise tombstone_without_key()
+        record = self._encoders.mine().one(text, value)
+        batch = batch_of_one(CODEC.id, record, time_us=now_us())
+        ids = () if event_id is None else (event_id,)
+        append = Append(stream=self.name, batches=[batch], ids=ids)
+        return self._engine.commit(Plan(appends=[append])).offsets[0][0]
 
+    @overload
     def append_many(
         self, values: Iterable[Any], *, keys: Iterable[str | int | None] | None = None
-    ) -> range:
-        """Append events, all or nothing whatever the size; returns their offsets.
+    ) -> range: ...
 
-        `keys` has one key for each value. A generator that raises leaves nothing. More than 16 MiB
-        goes through staging, in bounded memory.
+    @overload
+    def append_many(
+        self,
+        values: Iterable[Any],
+        *,
+        keys: Iterable[str | int | None] | None = None,
+        ids: Iterable[str | int | None],
+    ) -> list[int]: ...
+
+    def append_many(
+        self,
+        values: Iterable[Any],
+        *,
+        keys: Iterable[str | int | None] | None = None,
+        ids: Iterable[str | int | None] | None = None,
+    ) -> Sequence[int]:
+        """Append events, all or nothing whatever the size; returns their offsets, a range.
+
+        `keys` has one key for each value. A generator that raises leaves nothing. More than 4 MiB
+        goes through staging, in bounded memory. With `ids`, one or None for each value, the result
+        is a list with the offset of each, those that were known by their id included (see
+        `append`); such a call holds at most 16 MiB.
         """
         with Outbox(self._engine) as outbox:
-            outbox.extend(self.name, values, keys)
-            committed = self._engine.commit(Plan(appends=outbox.appends()))
-        return committed.offsets[0]
+            outbox.extend(self.name, values, keys, ids)
+            (offsets,) = self._engine.commit(Plan(appends=outbox.appends())).offsets
+        return offsets if ids is None else list(offsets)
 
     # Reading
 

@@ -13,12 +13,13 @@ from eventlog.outbox import Outbox
 class Transaction:
     """Buffers appends until its `with` block ends, then commits them together (I3).
 
-    An exception commits nothing. `offsets` maps each stream to the range that it got, afterwards.
-    The write lock is not held inside the block. Belongs to one thread, and is used once.
+    An exception commits nothing. `offsets` maps each stream to the range that it got, afterwards,
+    or where ids were given to a list with the offset of each event. The write lock is not held
+    inside the block. Belongs to one thread, and is used once.
     """
 
     def __init__(self, engine: Engine, advance: Advance | None = None) -> None:
-        self.offsets: dict[str, range] = {}
+        self.offsets: dict[str, Sequence[int]] = {}
         self._engine = engine
         self._advance = advance
         self._outbox: Outbox | None = None
@@ -31,10 +32,13 @@ class Transaction:
         key: str | int | None = None,
         *,
         keys: Iterable[str | int | None] | None = None,
+        id: str | int | None = None,  # noqa: A002
+        ids: Iterable[str | int | None] | None = None,
     ) -> None:
         """Append one event, or, for a list, each of its elements as an event of its own.
 
-        `keys` are those of a list, one each. The stream must be there: `log.stream(name,
+        `keys` and `ids` are those of a list, one each. Events whose id the stream knows (see
+        `Stream.append`) are left out. The stream must be there: `log.stream(name,
         create=True)` makes it. Raises UnknownStream, and TypeError for what an event cannot hold.
         """
         if self._outbox is None:
@@ -42,16 +46,17 @@ class Transaction:
                 "the transaction is not open", hint="append inside its `with` block, and once"
             )
         if not isinstance(value, list):
-            if keys is not None:
-                raise UsageError("keys= are those of a list", hint="one event has key=")
-            self._outbox.add(stream, value, key)
+            if keys is not None or ids is not None:
+                raise UsageError("keys= and ids= are those of a list", hint="one has key= and id=")
+            self._outbox.add(stream, value, key, id)
             return
-        if key is not None:
+        if key is not None or id is not None:
             raise UsageError(
-                "a list is many events, which cannot share one key",
-                hint="give keys=[...], one each; to append a list as one event, wrap it in another",
+                "a list is many events, which cannot share one key or id",
+                hint="give keys=[...] and ids=[...], one each; to append a list as one event, wrap "
+                "it in another",
             )
-        self._outbox.extend(stream, value, keys)
+        self._outbox.extend(stream, value, keys, ids)
 
     def __enter__(self) -> Self:
         if self._done or self._outbox is not None:

@@ -130,16 +130,44 @@ OWNER = b"owner/" + struct.pack(">Q", 1)
 DAMAGES: dict[str, tuple[Damage, list[tuple[str, str | None, str]]]] = {
     "an entry is gone": (
         lambda e: delete(e, "index", index.key(1, 2)),
-        [("I1", "clicks", r"\[2, 3\) are in no entry"), ("payload", None, "no readable entry")],
+        [
+            ("I1", "clicks", r"\[2, 3\) are in no entry"),
+            ("payload", None, "no readable entry"),
+            ("head", "clicks", "a run of 3 entries of its tail is not at 0"),
+        ],
     ),
     "the first entry is gone": (
         lambda e: delete(e, "index", index.key(1, 0)),
-        [("I1", "clicks", r"\[0, 2\) are in no entry"), ("payload", None, "no readable entry")],
+        [
+            ("I1", "clicks", r"\[0, 2\) are in no entry"),
+            ("payload", None, "no readable entry"),
+            ("head", "clicks", "a run of 3 entries of its tail is not at 0"),
+        ],
     ),
-    "an entry stands too high": (move_entry, [("I1", "clicks", r"\[3, 5\) are in no entry")]),
+    "the last entry is gone": (
+        lambda e: delete(e, "index", index.key(1, 3)),
+        [
+            ("I1", "clicks", "its last entry ends at 3, not at the end 4"),
+            ("I1", "clicks", r"\[3, 4\) are in no entry"),
+            ("payload", None, "no readable entry"),
+            ("head", "clicks", "a run of 3 entries of its tail is not at 0"),
+        ],
+    ),
+    "an entry stands too high": (
+        move_entry,
+        [
+            ("I1", "clicks", r"\[3, 4\) are in no entry"),
+            ("I1", "clicks", "its last entry ends at 6, not at the end 4"),
+            ("payload", None, "no readable entry"),
+        ],
+    ),
     "an entry holds nothing": (
         lambda e: change_entry(e, 1, 3, slots=1, records=0, states=np.ones(1, np.uint8)),
-        [("I1", "clicks", "holds no offset")],
+        [
+            ("I1", "clicks", "holds no offset"),
+            ("I1", "clicks", "its last entry ends at 3, not at the end 4"),
+            ("I1", "clicks", r"\[3, 4\) are in no entry"),
+        ],
     ),
     "entries overlap": (
         lambda e: change_entry(e, 1, 0, records=3, slots=3),
@@ -202,7 +230,7 @@ DAMAGES: dict[str, tuple[Damage, list[tuple[str, str | None, str]]]] = {
         lambda e: flip(e, "payload", payload_key(5)),
         [("payload", "shop", "checksum is wrong")],
     ),
-    "a payload is another": (other_body, [("payload", "clicks", "not the body")]),
+    "a payload is another": (other_body, [("payload", "clicks", "instead of 45")]),
     "boundaries descend": (descending_boundaries, [("payload", "clicks", "do not ascend")]),
     "a payload of no entry": (orphan_payload, [("payload", None, "no readable entry")]),
     "a part too many": (
@@ -219,15 +247,25 @@ DAMAGES: dict[str, tuple[Damage, list[tuple[str, str | None, str]]]] = {
     ),
     "a schema is gone": (
         lambda e: delete(e, "schema", SCHEMA_1),
-        [("schema", "shop", "version 1, which is not stored")],
+        [
+            ("schema", "shop", "version 1, which is not stored"),
+            ("head", "shop", "2 schema versions were stored, 1 rows"),
+        ],
     ),
     "schemas are not dense": (
         lambda e: change_sealed(e, "schema", struct.pack(">II", 2, 4), {"offset": 0}),
-        [("schema", "shop", "follows version 1")],
+        [
+            ("schema", "shop", "follows version 1"),
+            ("head", "shop", "2 schema versions were stored, 3 rows"),
+        ],
     ),
     "schema offsets fall": (
         lambda e: change_sealed(e, "schema", struct.pack(">II", 2, 2), {"offset": -1}),
-        [("schema", "shop", "below 0"), ("schema", "shop", "passes 4")],
+        [
+            ("schema", "shop", "below 0"),
+            ("schema", "shop", "passes 4"),
+            ("head", "shop", "2 schema versions were stored, 3 rows"),
+        ],
     ),
     "a schema of another relation": (
         lambda e: change_sealed(e, "schema", SCHEMA_1, {"offset": 0, "relation": 5}),
@@ -243,7 +281,11 @@ DAMAGES: dict[str, tuple[Damage, list[tuple[str, str | None, str]]]] = {
     ),
     "a schema is flipped": (
         lambda e: flip(e, "schema", SCHEMA_1),
-        [("schema", None, "checksum"), ("schema", "shop", "which is not stored")],
+        [
+            ("schema", None, "checksum"),
+            ("schema", "shop", "which is not stored"),
+            ("head", "shop", "2 schema versions were stored, 1 rows"),
+        ],
     ),
     "a relation named twice": (
         lambda e: change_entry(e, 2, 0, relations=((16400, 0), (16400, 0))),
@@ -264,15 +306,19 @@ DAMAGES: dict[str, tuple[Damage, list[tuple[str, str | None, str]]]] = {
     ),
     "a consumer is flipped": (
         lambda e: flip(e, "consumer", READER),
-        [("consumer", None, "checksum")],
+        [("consumer", None, "checksum"), ("head", "clicks", "1 consumers were made, 0 rows")],
     ),
     "a position behind its changes": (
         lambda e: change_row(e, b"source/shop", position=7),
         [("I4", "shop", "position 7 does not cover")],
     ),
+    "a consumer is gone": (
+        lambda e: delete(e, "consumer", READER),
+        [("head", "clicks", "1 consumers were made, 0 rows")],
+    ),
     "a source without state": (
         lambda e: delete(e, "meta", b"source/shop"),
-        [("I4", "shop", "position 0 does not cover")],
+        [("I4", "shop", "position 0 does not cover"), ("I4", "shop", "was stored, and cannot be")],
     ),
     "a source of no stream": (
         lambda e: change_sealed(e, "meta", b"source/gone", {"position": 0}),
@@ -290,6 +336,10 @@ DAMAGES: dict[str, tuple[Damage, list[tuple[str, str | None, str]]]] = {
         lambda e: flip(e, "staging", STAGED),
         [("staging", "shop", "checksum"), ("payload", None, "no readable entry")],
     ),
+    "a staged batch is gone": (
+        lambda e: delete(e, "staging", STAGED),
+        [("staging", None, "staged 1 batches, and 0"), ("payload", None, "no readable entry")],
+    ),
     "a staged payload is gone": (
         lambda e: delete(e, "payload", payload_key(6)),
         [("payload", "shop", "payload 6 is missing")],
@@ -300,6 +350,7 @@ DAMAGES: dict[str, tuple[Damage, list[tuple[str, str | None, str]]]] = {
             ("index", None, "stream with no row"),
             ("consumer", None, "no stream has number 1"),
             *3 * [("payload", None, "no readable entry")],
+            ("meta", None, "2 streams were made, and the rows of 1"),
         ],
     ),
     "a stream under another name": (
@@ -314,6 +365,32 @@ DAMAGES: dict[str, tuple[Damage, list[tuple[str, str | None, str]]]] = {
             ("counters", None, "number 6 was never given"),
             ("counters", None, "above the counter"),
         ],
+    ),
+    "the counters are gone": (
+        lambda e: delete(e, "meta", b"counters"),
+        [("counters", None, "it is not there")],
+    ),
+    "the head ends too early": (
+        lambda e: change_row(e, b"stream/clicks", end=3, tail=[]),
+        [
+            ("I1", "clicks", "its last entry ends at 4, not at the end 3"),
+            ("payload", None, "no readable entry"),
+        ],
+    ),
+    "the head begins after its end": (
+        lambda e: change_row(e, b"stream/clicks", start=5, tail=[]),
+        [
+            ("I1", "clicks", "begins at 5 and ends at 4"),
+            ("I1", "clicks", "begins below the offset 5"),
+        ],
+    ),
+    "the head's time is another": (
+        lambda e: change_row(e, b"stream/clicks", time_running_max=7),
+        [("I1", "clicks", "its running greatest time 7")],
+    ),
+    "a tail ends too early": (
+        lambda e: change_row(e, b"stream/clicks", tail=[[0, 0, 1, 1, 9]]),
+        [("head", "clicks", "the runs of its tail end at 2, not at its end")],
     ),
     "counters flipped": (
         lambda e: flip(e, "meta", b"counters"),
@@ -372,7 +449,7 @@ def test_one_damage_hides_no_other(sound: Engine) -> None:
     flip(sound, "consumer", READER)
     delete(sound, "meta", OWNER)
     names = [violation.invariant for violation in check(sound)]
-    assert sorted(names) == ["consumer", "index", "payload", "payload", "staging"]
+    assert sorted(names) == ["consumer", "head", "index", "payload", "payload", "staging"]
 
 
 def test_progress_counts_records_up_to_all_of_them(sound: Engine) -> None:

@@ -214,9 +214,14 @@ def test_an_entry_of_a_later_version_is_refused_as_such() -> None:
         index.unpack(40, resealed(STORED[:4] + b"\2" + STORED[5:]), under=KEY)
 
 
+def test_an_entry_with_unknown_flags_is_refused_and_not_misread() -> None:
+    with pytest.raises(LogVersionError, match="flags 0x9, of which 0x8 are unknown"):
+        index.unpack(40, resealed(STORED[:5] + b"\x09" + STORED[6:]), under=KEY)
+
+
 @pytest.mark.parametrize("at", [5, 6, 32, 44, len(STORED) - 23])
 def test_counts_that_contradict_the_length_are_refused(at: int) -> None:
-    for count in (0, 1, 200):
+    for count in (0, 1, 2 if at == 5 else 200):
         damaged = STORED[:at] + bytes([count]) + STORED[at + 1 :]
         if damaged != STORED:
             with pytest.raises(DamagedLog, match="counts"):

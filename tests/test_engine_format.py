@@ -50,25 +50,58 @@ def test_the_worked_example_of_the_page_is_what_the_engine_writes(log_dir: Path)
 def test_todays_code_writes_the_golden_rows(log_dir: Path) -> None:
     with make.frozen(), Engine.open(log_dir, create=True) as engine:
         make.write(engine)
-        assert make.dumped(make.stored_rows(engine)) == make.DUMP.read_text()
+        make.write_features(engine)
+        written = make.stored_rows(engine)
+        assert check(engine) == []
+    assert make.uncompressed(written) == make.uncompressed(make.loaded(make.DUMP.read_text()))
 
 
-@pytest.fixture
-def golden(log_dir: Path) -> Path:
+@pytest.fixture(params=[make.FIRST_DATA, make.DATA], ids=["first", "heads"])
+def golden(log_dir: Path, request: pytest.FixtureRequest) -> Path:
+    log_dir.mkdir()
+    shutil.copyfile(request.param, log_dir / "data.mdb")
+    return log_dir
+
+
+def test_todays_code_reads_what_every_feature_wrote(log_dir: Path) -> None:
     log_dir.mkdir()
     shutil.copyfile(make.DATA, log_dir / "data.mdb")
-    return log_dir
+    with Engine.open(log_dir) as engine:
+        assert make.dumped(make.stored_rows(engine)) == make.DUMP.read_text(), "nothing to upgrade"
+        first, second = engine.scan("packed", 0, make.MANY + 2, lambda entry: True)
+        assert first.payload is not None and second.payload is not None
+        assert len(first.payload.records(range(make.MANY))) == make.MANY
+        assert first.entry.raw_bytes > first.entry.body_bytes
+        assert first.entry.transactions.time.tolist()[-1] == make.NOW_US + 39 * 7 - 3
+        assert first.entry.transactions.position.tolist()[0] == 0x16_B374_D848
+        assert second.payload.records([0, 1]) == [b"\x92\xc0\x01", b"\x92\xc0\x02"]
+        assert engine.offset_of_id("packed", "req-81") == make.MANY
+        assert engine.offset_of_id("packed", "req-82") is None
+
+
+def test_a_log_of_the_first_version_is_upgraded_once_and_loses_nothing(log_dir: Path) -> None:
+    log_dir.mkdir()
+    shutil.copyfile(make.FIRST_DATA, log_dir / "data.mdb")
+    before = {row[:2]: row[2] for row in make.loaded(make.FIRST_DUMP.read_text())}
+    with Engine.open(log_dir) as engine:
+        after = make.stored_rows(engine)
+        changed = {key for name, key, value in after if before.get((name, key)) != value}
+        assert changed == {b"format", b"stream/clicks", b"stream/shop", make.OWNER_KEY}
+        clicks, shop = engine.streams()
+        assert (clicks.start, clicks.end, clicks.consumers, clicks.tail) == (0, 4, 1, [])
+        assert (shop.end, shop.schemas, shop.sources) == (4, 2, 1)
+        assert check(engine) == []
+    with Engine.open(log_dir) as engine:
+        assert make.stored_rows(engine) == after
 
 
 def test_todays_code_reads_the_golden_file(golden: Path) -> None:
     with Engine.open(golden) as engine:
-        assert make.dumped(make.stored_rows(engine)) == make.DUMP.read_text()
         assert check(engine) == []
         assert engine.identity()["id"] == make.LOG_ID.bytes
-        assert [(row.name, row.kind, row.more) for row in engine.streams()] == [
-            ("clicks", "events", {}),
-            ("shop", "captured", {"note": "kept"}),
-        ]
+        found = {row.name: (row.kind, row.more) for row in engine.streams()}
+        assert found["clicks"] == ("events", {})
+        assert found["shop"] == ("captured", {"note": "kept"})
         clicks = [
             stretch.payload.records(range(stretch.entry.slots))
             for stretch in engine.scan("clicks", 0, 4, lambda entry: True)
@@ -126,8 +159,8 @@ def test_another_format_number_is_refused(log_dir: Path) -> None:
 
 def test_an_unknown_feature_that_must_be_known_is_refused_by_name(log_dir: Path) -> None:
     with Engine.open(log_dir, create=True) as engine:
-        change_format(engine, must_know=["zstd", "leases"])
-    with pytest.raises(LogVersionError, match=r"does not know: leases, zstd$"):
+        change_format(engine, must_know=["tiers", "leases"])
+    with pytest.raises(LogVersionError, match=r"does not know: leases, tiers$"):
         Engine.open(log_dir)
 
 
@@ -244,6 +277,6 @@ def test_everything_is_private_to_its_owner(log_dir: Path) -> None:
         modes = {path.name: path.stat().st_mode & 0o777 for path in log_dir.rglob("*")}
         writer.close()
     folders = dict.fromkeys(["locks", "blobs", "derived"], 0o700)
-    files = ["data.mdb", "lock.mdb", "stream-1.lock", "owner-1.lock"]
+    files = ["data.mdb", "lock.mdb", "open.lock", "stream-1.lock", "owner-1.lock"]
     assert modes == folders | dict.fromkeys(files, 0o600)
     assert log_dir.stat().st_mode & 0o777 == 0o700

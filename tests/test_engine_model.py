@@ -212,7 +212,7 @@ class EngineMachine(RuleBasedStateMachine):
         found = []
         for stretch in self.engine.scan(stream, start, stop, lambda entry: True):
             entry, payload = stretch.entry, stretch.payload
-            slots, offsets = entry.readable_slots(start, stop)
+            slots, offsets = stretch.readable_slots()
             assert payload is not None
             places = entry.slot_transactions()
             for slot, offset, record in zip(slots, offsets, payload.records(slots), strict=True):

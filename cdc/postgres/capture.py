@@ -24,7 +24,7 @@ from cdc.postgres.state import Phase, SourceState
 from cdc.postgres.streaming import Streamer
 from eventlog import Log
 from eventlog.changes.schema import Column, Schema
-from eventlog.engine import Append, Batch, Plan, SourceUpdate, Writer
+from eventlog.engine import Append, Batch, Plan, SourceUpdate, Writer, generation
 
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
@@ -97,6 +97,9 @@ class Capture:
         state = None if stored is None else SourceState.from_map(stored)
         if state is not None:
             setup.require_same_request(self._name, state, self._options)
+            restored = generation.restored(self._engine, self._name)
+            if restored is not None:
+                setup.require_nothing_captured_since(conn, state, generation=restored)
         if state is not None and state.phase is Phase.STREAMING:
             return state
         if state is not None:
@@ -235,6 +238,9 @@ class Capture:
             if replication is None:
                 replication = connect_replication(self._dsn)
                 state = setup.require_resumable(describer, replication, state, held=self._streamed)
+                if generation.settle(self._engine, self._name):
+                    text = f"the log was a backup; nothing was captured since {state.position}"
+                    self._report(Event(kind="warning", text=text))
             until = self._target(describer, replication)
             stream = ReplicationStream(
                 replication, state.slot, state.position, list(state.publications), self._wake

@@ -20,6 +20,7 @@ from cdc.postgres.state import (
     SourceState,
     require_not_behind,
     require_same_history,
+    require_untouched,
 )
 from eventlog.changes.table_name import TableName
 from eventlog.errors import UsageError
@@ -131,6 +132,16 @@ def require_resumable(
     present = slot.require_usable(conn, state.slot)
     require_not_behind(state, present.confirmed_flush_lsn)
     return replace(state, timeline=server.timeline)
+
+
+def require_nothing_captured_since(
+    conn: Connection, state: SourceState, *, generation: int
+) -> None:
+    """Check that a stream which came out of a backup may go on in this log (D8).
+
+    Raises RestoredFromBackup.
+    """
+    require_untouched(state, slot.inspect(conn, state.slot), generation=generation)
 
 
 def current_end(conn: Connection, replication: Connection) -> Lsn:

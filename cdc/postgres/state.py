@@ -18,16 +18,20 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from cdc.errors import (
     OtherSystem,
     PositionBehindSlot,
     PositionBeyondServer,
+    RestoredFromBackup,
     TimelineForked,
 )
 from cdc.postgres.catalog import ServerIdentity, TimelineSwitch
 from cdc.postgres.lsn import Lsn
+
+if TYPE_CHECKING:
+    from cdc.postgres.slot import SlotState
 
 PGOUTPUT = 3
 """The codec's number in docs/format.md."""
@@ -130,6 +134,34 @@ def require_not_behind(state: SourceState, confirmed: Lsn | None) -> None:
             f"{state.position}: what lies between is lost to this log",
             hint="if another copy of this log acknowledged them, use that one; else " + _ANEW,
         )
+
+
+def require_untouched(state: SourceState, slot: SlotState | None, *, generation: int) -> None:
+    """Raise RestoredFromBackup unless the slot stands exactly where the restored log does.
+
+    `generation` is the one that began when the backup was opened. Only a slot that nobody uses, and
+    that was acknowledged up to the log's position, shows that nothing was captured since.
+    """
+    if state.phase is not Phase.STREAMING:
+        found = "the copy of its tables was not done yet"
+    elif slot is None:
+        found = f"its slot {state.slot!r} is not on the server any more"
+    elif slot.active:
+        found = f"its slot {slot.name!r} is in use by pid {slot.active_pid} of the server"
+    elif slot.confirmed_flush_lsn == state.position:
+        return
+    else:
+        found = (
+            f"its slot {slot.name!r} was acknowledged up to {slot.confirmed_flush_lsn}, and the "
+            f"backup ends at {state.position}"
+        )
+    raise RestoredFromBackup(
+        f"this log is a backup, opened as generation {generation}, and {found}: the original log "
+        "may have captured changes since that are in no other place, or capture now",
+        hint="go on with the original log if it is there; else capture the source into this log "
+        "under another name, and when the original is gone for good remove its slot and "
+        "publications with `eventlog drop-source`; what this log holds stays readable",
+    )
 
 
 _ANEW = (

@@ -38,7 +38,7 @@ class EventView:
             entry, payload = stretch.entry, stretch.payload
             assert payload is not None
             decode = codec(payload.codec).decode
-            slots, offsets = entry.readable_slots(start, stop)
+            slots, offsets = stretch.readable_slots()
             times = entry.transactions.time[entry.slot_transactions()].tolist()
             for slot, offset, record in zip(slots, offsets, payload.records(slots), strict=True):
                 key, value = decode(record)

@@ -103,7 +103,7 @@ def pieces(
         relations = None
         if selection is not None:
             relations = frozenset(r for r, schema_id in entry.relations if is_chosen(schema_id))
-        slots, offsets = entry.readable_slots(start, stop)
+        slots, offsets = stretch.readable_slots()
         if slots:
             yield Piece(
                 stream=history.stream,

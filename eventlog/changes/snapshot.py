@@ -182,8 +182,7 @@ def _fold(
         _refuse_incomplete(engine, part, schema, copying=fold.copying, end=end)
     if fold.lost is not None:
         raise SnapshotRefused(
-            f"changes of table {schema.table} below offset {stop} were lost at the source"
-            f"{_span(fold.lost)}",
+            f"changes of table {schema.table} below offset {stop} were lost {_span(fold.lost)}",
             hint="cut behind the next complete copy of the table, or copy it again",
         )
     fold.switch(schema)
@@ -223,4 +222,7 @@ def _incomplete(schema: Schema, stop: int, hint: str) -> SnapshotRefused:
 
 def _span(lost: Mapping[str, Any]) -> str:
     start, stop = lost.get("from"), lost.get("to")
-    return "" if start is None or stop is None else f", from {start} to {stop}"
+    if lost.get("lost_in") == "log":
+        return f"by damage to the log, at offsets [{start}, {stop})"
+    span = "" if start is None or stop is None else f", from {start} to {stop}"
+    return f"at the source{span}"

@@ -9,6 +9,7 @@
     SIGINT, SIGTERM                              130, 143     nothing; `tail` and `capture` end by 0
     the reader of stdout went away               141          nothing
 
+A warning about the log itself is a line of stderr, `Warning: what`, and changes no exit code.
 One module here is one command. Other packages bring theirs as entry points of the group
 `eventlog.commands`.
 """
@@ -18,13 +19,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import NoReturn
+import warnings
+from typing import Any, NoReturn
 
 import click
 
 from eventlog.cli.commands import Commands, PipeClosed
 from eventlog.cli.printing import one_line
-from eventlog.errors import EventLogError
+from eventlog.errors import EventLogError, NetworkFileSystemWarning
 
 __all__ = ["cli", "main"]
 
@@ -49,7 +51,10 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the command of `sys.argv` and exit with its code."""
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(_run())
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        code = _run()
+    sys.exit(code)
 
 
 def _run() -> int:
@@ -76,6 +81,17 @@ def _run() -> int:
         click.echo(f"Error: {one_line(str(error))}", err=True)
         return 1
     return code if isinstance(code, int) else 0
+
+
+_show_others = warnings.showwarning
+
+
+def _show_warning(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Show a warning that is meant for the user, who has no use for the place in our code."""
+    if issubclass(category, NetworkFileSystemWarning):
+        click.echo(f"Warning: {one_line(str(message))}", err=True)
+    else:
+        _show_others(message, category, *where, **more)
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:

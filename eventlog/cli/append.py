@@ -14,18 +14,25 @@ import click
 
 from eventlog.cli.options import json_option, log_option, open_log
 from eventlog.cli.printing import write_json
+from eventlog.codecs.events import UnsuitableValue
 from eventlog.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
     from eventlog.stream import Stream
 
-BATCH_BYTES = 4 << 20
+BATCH_BYTES = 2 << 20
 """Input that is stored by one commit, where it comes faster than commits."""
 
 LINE_BYTES_MAX = 16 << 20
 """The longest line: it is held in memory whole."""
 
 READ_BYTES = 1 << 16
+
+
+class _Event(NamedTuple):
+    value: Any
+    key: str | int | None
+    id: str | int | None
 
 
 class Line(NamedTuple):
@@ -39,12 +46,26 @@ class Line(NamedTuple):
 @click.argument("stream")
 @click.option("--create", is_flag=True, help="Make the log and the stream where there is none.")
 @click.option("--key", metavar="FIELD", help="The field of each event that is its key.")
+@click.option(
+    "--id",
+    "id_field",
+    metavar="FIELD",
+    help="The field that is each event's id: one that is stored already is left out, so that the "
+    "same input can be sent again. The stream knows its last 1,000,000 ids.",
+)
 @log_option
 @json_option
-def append(stream: str, create: bool, key: str | None, log_dir: Path, as_json: bool) -> None:
+def append(
+    stream: str,
+    create: bool,
+    key: str | None,
+    id_field: str | None,
+    log_dir: Path,
+    as_json: bool,
+) -> None:
     """Append the events on stdin to STREAM: one JSON value a line, blank lines left out.
 
-    What was read is stored whenever the input pauses, and every 4 MiB. A bad line ends the command;
+    What was read is stored whenever the input pauses, and every 2 MiB. A bad line ends the command;
     the events before it are stored.
     """
     from eventlog.names import checked_name
@@ -53,65 +74,73 @@ def append(stream: str, create: bool, key: str | None, log_dir: Path, as_json: b
     if sys.stdin is None:
         raise UsageError("stdin is closed", hint="give it a file or a pipe of events")
     with open_log(log_dir, create=create) as log:
-        storing = Storing(log.stream(stream, create=create), key)
+        storing = Storing(log.stream(stream, create=create), key, id_field)
         for lines in _batches(sys.stdin.fileno()):
             storing.store(lines)
     if as_json:
-        write_json({"stream": stream, "stored": storing.stored, "last_offset": storing.last})
+        found = {"stream": stream, "stored": storing.stored, "last_offset": storing.last}
+        write_json(found if id_field is None else {**found, "known": storing.known})
     else:
         where = "" if storing.last is None else f", the last at offset {storing.last}"
-        click.echo(f"stored {storing.stored:,} events in {stream!r}{where}")
+        known = "" if id_field is None else f", {storing.known:,} were there already"
+        click.echo(f"stored {storing.stored:,} events in {stream!r}{where}{known}")
 
 
 class Storing:
-    """Appends lines; `stored` counts the events so far, `last` is the offset of the last one."""
+    """Appends lines; `stored` counts the events so far, `last` is the offset of the last one.
 
-    def __init__(self, stream: Stream, key: str | None) -> None:
-        self.stored = 0
+    `known` counts those that were left out because their ids were stored before.
+    """
+
+    def __init__(self, stream: Stream, key: str | None, id_field: str | None) -> None:
+        self.stored = self.known = 0
         self.last: int | None = None
         self._stream = stream
         self._key = key
+        self._id = id_field
 
     def store(self, lines: Sequence[Line]) -> None:
         """Append lines by one commit. Raises for a bad one, after those before it are stored."""
-        values: list[Any] = []
-        keys: list[str | int | None] = []
+        events: list[_Event] = []
         fault: UsageError | None = None
         for line in lines:
             try:
                 value = _value(line.text)
-                keys.append(None if self._key is None else _key(value, self._key))
-                values.append(value)
+                key = None if self._key is None else _field(value, self._key, "key")
+                event_id = None if self._id is None else _field(value, self._id, "id")
+                events.append(_Event(value, key, event_id))
             except UsageError as error:
                 fault = error
                 break
-        taken = 0
-
-        def counted() -> Iterator[Any]:
-            nonlocal taken
-            for value in values:
-                taken += 1
-                yield value
-
         try:
-            self._append(counted(), keys if self._key is not None else None)
-        except UsageError as error:
-            # Nothing of this commit was stored; the event that was asked for last is the bad one.
+            self._append(events)
+        except UnsuitableValue as error:
+            # Nothing of this commit was stored.
             fault = error
-            del values[taken - 1 :], keys[taken - 1 :]
-            self._append(iter(values), keys if self._key is not None else None)
+            del events[error.place or 0 :]
+            self._append(events)
         if fault is not None:
             raise UsageError(
-                f"line {lines[len(values)].number} cannot be stored: {fault}; {self._so_far()}",
+                f"line {lines[len(events)].number} cannot be stored: {fault}; {self._so_far()}",
                 hint=f"{fault.hint or 'mend it'}; then send the input again from that line on",
             ) from fault
 
-    def _append(self, values: Iterator[Any], keys: list[str | int | None] | None) -> None:
+    def _append(self, events: Sequence[_Event]) -> None:
+        values = [event.value for event in events]
+        keys = None if self._key is None else [event.key for event in events]
         try:
-            offsets = self._stream.append_many(values, keys=keys)
+            if self._id is None:
+                offsets: Sequence[int] = self._stream.append_many(values, keys=keys)
+                fresh = len(offsets)
+            else:
+                end = self._stream.end
+                ids = [event.id for event in events]
+                offsets = self._stream.append_many(values, keys=keys, ids=ids)
+                fresh = len({offset for offset in offsets if offset >= end})
         except EnvironmentFault as error:
             raise type(error)(f"{error}; {self._so_far()}", hint=error.hint) from error
-        self.stored += len(offsets)
+        self.stored += fresh
+        self.known += len(offsets) - fresh
         if offsets:
             self.last = offsets[-1]
 
@@ -173,11 +202,12 @@ def _no_json(word: str) -> NoReturn:
     raise ValueError(f"{word} is no JSON number")
 
 
-def _key(value: Any, field: str) -> str | int:
+def _field(value: Any, field: str, what: str) -> str | int:
     found = value.get(field) if isinstance(value, dict) else None
-    if isinstance(found, str) or (isinstance(found, int) and not isinstance(found, bool)):
-        return found
+    number = isinstance(found, int) and not isinstance(found, bool)
+    if number or (isinstance(found, str) and (found or what == "key")):
+        return found  # type: ignore[return-value]
     raise UsageError(
-        f"it has no key in the field {field!r}",
+        f"it has no {what} in the field {field!r}",
         hint=f"every event is an object whose {field!r} is text or an integer",
     )

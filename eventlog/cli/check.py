@@ -18,9 +18,18 @@ from eventlog.cli.progress import bar
 @json_option
 @click.pass_context
 def check(ctx: click.Context, log_dir: Path, as_json: bool) -> None:
-    """Walk the whole log and print every violated invariant; exits with 1 if there is any."""
-    with open_log(log_dir) as log, bar("checking") as progress:
-        violations = log.check(progress=progress)
+    """Walk the whole log and print every violated invariant; exits with 1 if there is any.
+
+    Others may use the log meanwhile. One that nobody has open is looked at page by page first, so
+    that a log too damaged to be opened is checked too, as far as it can be read.
+    """
+    from eventlog.engine.upkeep.examining import check_directory
+
+    with bar("checking") as progress:
+        violations = check_directory(log_dir, progress=progress)
+        if violations is None:
+            with open_log(log_dir) as log:
+                violations = log.check(progress=progress)
     for violation in violations:
         if as_json:
             write_json(dataclasses.asdict(violation))

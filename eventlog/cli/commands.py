@@ -22,7 +22,17 @@ GROUP = "eventlog.commands"
 
 _OWN = {
     name: EntryPoint(name=name, value=f"eventlog.cli.{name}:{name}", group=GROUP)
-    for name in ("append", "check", "read", "snapshot", "streams", "tail")
+    for name in (
+        "append",
+        "backup",
+        "check",
+        "compact",
+        "read",
+        "repair",
+        "snapshot",
+        "streams",
+        "tail",
+    )
 }
 
 

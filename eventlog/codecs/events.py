@@ -13,8 +13,10 @@ A nil value under a key is a tombstone; without a key it is not written.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+import threading
+from collections.abc import Sequence
 from datetime import datetime
+from itertools import chain, repeat
 from typing import Any
 
 import msgpack
@@ -26,7 +28,68 @@ DEPTH_MAX = 100
 
 
 class UnsuitableValue(UsageError, TypeError):
-    """A value that an event cannot hold; the message names the path to it."""
+    """A value that an event cannot hold; the message names the path to it.
+
+    `place` is that of the value, from 0, in an append of many.
+    """
+
+    place: int | None = None
+
+
+class EventEncoder:
+    """Makes records of keys and values. Belongs to one thread."""
+
+    def __init__(self) -> None:
+        self._pack = msgpack.Packer(datetime=True).pack
+
+    def one(self, key: str | None, value: Any) -> bytes:
+        """The record of one event. Raises UnsuitableValue, which is a TypeError."""
+        if type(value) not in _LEAVES:
+            _check(value, (), 0)
+        try:
+            record: bytes = self._pack((key, value))
+        except (OverflowError, ValueError, TypeError) as error:
+            raise _unpackable(value, error) from error
+        return record
+
+    def many(self, keys: Sequence[str | None] | None, values: Sequence[Any]) -> list[bytes]:
+        """The records of many events, without a key each where `keys` is None.
+
+        Raises UnsuitableValue with its place. Flat values are checked by their types all at once.
+        """
+        if _flat(values):
+            try:
+                return list(map(self._pack, zip(keys or repeat(None), values, strict=False)))
+            except (OverflowError, ValueError, TypeError):
+                pass  # One of them; the loop below says which.
+        records = []
+        for place, (key, value) in enumerate(zip(keys or repeat(None), values, strict=False)):
+            try:
+                records.append(self.one(key, value))
+            except UnsuitableValue as error:
+                error.place = place
+                raise
+        return records
+
+
+class Encoders(threading.local):
+    """An encoder for each thread that asks."""
+
+    def mine(self) -> EventEncoder:
+        found: EventEncoder | None = getattr(self, "_encoder", None)
+        if found is None:
+            found = self._encoder = EventEncoder()
+        return found
+
+
+def _flat(values: Sequence[Any]) -> bool:
+    """Whether all values are leaves, or all mappings from str to leaves."""
+    types = set(map(type, values))
+    if types <= _LEAVES:
+        return True
+    if types != {dict} or not set(map(type, chain.from_iterable(values))) <= {str}:
+        return False
+    return set(map(type, chain.from_iterable(map(dict.values, values)))) <= _LEAVES
 
 
 class EventCodec:
@@ -35,23 +98,9 @@ class EventCodec:
     id = 2
     name = "msgpack"
 
-    def encoder(self) -> Callable[[str | None, Any], bytes]:
-        """A function from a key and a value to a record, for one thread.
-
-        It raises UnsuitableValue, which is a TypeError.
-        """
-        pack = msgpack.Packer(datetime=True).pack
-
-        def encode(key: str | None, value: Any) -> bytes:
-            if type(value) not in _LEAVES:
-                _check(value, (), 0)
-            try:
-                record: bytes = pack((key, value))
-            except (OverflowError, ValueError, TypeError) as error:
-                raise _unpackable(value, error) from error
-            return record
-
-        return encode
+    def encoder(self) -> EventEncoder:
+        """What makes records, for one thread."""
+        return EventEncoder()
 
     def decode(self, record: bytes) -> tuple[str | None, Any]:
         """The key and the value of a record. Raises DamagedLog."""

@@ -1,10 +1,10 @@
 """The log itself: LMDB, payloads, index, transactions, consumers, integrity. Opaque bytes."""
 
-from eventlog.engine.batch import Batch, batch_of, batches_of
+from eventlog.engine.batch import Batch, batch_of, batch_of_one, batches_of
 from eventlog.engine.engine import Engine, now_us
 from eventlog.engine.index import IndexEntry, Transactions
 from eventlog.engine.plan import Advance, Append, Committed, Plan, SourceUpdate
-from eventlog.engine.rows import ConsumerRow, StreamKind, StreamRow
+from eventlog.engine.rows import Compression, ConsumerRow, StreamKind, StreamRow
 from eventlog.engine.scan import Stretch
 from eventlog.engine.upkeep.check import check
 from eventlog.engine.upkeep.violation import Violation
@@ -15,6 +15,7 @@ __all__ = [
     "Append",
     "Batch",
     "Committed",
+    "Compression",
     "ConsumerRow",
     "Engine",
     "IndexEntry",
@@ -28,6 +29,7 @@ __all__ = [
     "Violation",
     "Writer",
     "batch_of",
+    "batch_of_one",
     "batches_of",
     "check",
     "now_us",

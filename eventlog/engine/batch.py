@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from eventlog.engine.index import U8, IndexEntry, Transactions
-from eventlog.engine.payload import HEADER_BYTES, PART_BYTES, Body, encode
+from eventlog.engine.index import DROPPED, RAW, U8, IndexEntry, Transactions
+from eventlog.engine.payload import HEADER_BYTES, PART_BYTES, Body, compressed, encode, encode_one
 
 BATCH_BYTES = PART_BYTES - HEADER_BYTES
 """Boundaries and records of a full batch: its body fills one part. A larger record goes alone."""
@@ -23,24 +24,30 @@ class Batch:
     transactions: Transactions
     relations: tuple[tuple[int, int], ...] = ()
     states: U8 | None = None
+    erasure_epoch: int = 0
     more: Mapping[str, Any] = field(default_factory=dict)
+
+    def compressed(self) -> Batch:
+        """The same batch with its body compressed, where that saves anything."""
+        return dataclasses.replace(self, body=compressed(self.body))
 
     def entry(self, payload_id: int) -> IndexEntry:
         """The entry for this batch, to be moved to its place by the commit."""
-        slots = self.body.count
-        dropped = 0 if self.states is None else int((self.states == 1).sum())
+        body = self.body
+        dropped = 0 if self.states is None else int((self.states == DROPPED).sum())
         return IndexEntry(
             first_offset=0,
             payload_id=payload_id,
-            payload_checksum=self.body.checksum,
-            body_bytes=len(self.body.data),
-            slots=slots,
-            records=slots - dropped,
+            payload_checksum=body.checksum,
+            body_bytes=len(body.data),
+            slots=body.count,
+            records=body.count - dropped,
             time_running_max=int(self.transactions.time.max()),
             relations=self.relations,
             transactions=self.transactions,
             states=self.states,
-            more=self.more,
+            erasure_epoch=self.erasure_epoch,
+            more={**self.more, RAW: body.raw_bytes} if body.compression else self.more,
         )
 
 
@@ -56,6 +63,12 @@ def batch_of(
     ends = np.cumsum(lengths).astype(np.uint32)
     body = encode(codec, ends, b"".join(records))
     return Batch(body=body, transactions=transactions, relations=relations)
+
+
+def batch_of_one(codec: int, record: bytes, *, time_us: int) -> Batch:
+    """Encode a single record, of no source transaction."""
+    body = encode_one(codec, record)
+    return Batch(body=body, transactions=Transactions.one(time_us=time_us))
 
 
 def batches_of(

@@ -3,7 +3,7 @@
 ::
 
     data.mdb  lock.mdb     the LMDB environment
-    locks/                 lock files: writers of streams, owners of staging
+    locks/                 lock files: who has the log open, writers of streams, owners of staging
     blobs/                 files by their SHA-256
     derived/               may be deleted at any time
 
@@ -17,44 +17,65 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from eventlog.engine import rows
+from eventlog.engine import generation, rows
+from eventlog.engine.failpoint import reach
+from eventlog.engine.locks import OpenLock
+from eventlog.engine.mounts import warn_of_network
 from eventlog.engine.store import Store, holds_data
+from eventlog.engine.upgrade import FEATURES, upgrade
 from eventlog.errors import LogExists, LogUnreadable, LogVersionError, NotALog
 
 FORMAT_NUMBER = 1
-KNOWN_FEATURES: frozenset[str] = frozenset()
-"""Features of `must_know` that this version understands."""
-
 _FOLDERS = ("locks", "blobs", "derived")
 _FILES = ("data.mdb", "lock.mdb")
 
 
-def open_store(directory: Path, *, create: bool, now_us: int) -> Store:
+def open_store(
+    directory: Path, *, create: bool, now_us: int, alone: OpenLock | None = None
+) -> Store:
     """Open the log in `directory`; with `create`, make it where there is none.
 
-    Raises NotALog, LogExists (the directory holds other things), LogVersionError, LogUnreadable.
+    It is shared with others, unless the caller has it `alone`, and keeps that lock.
+    Raises NotALog, LogExists (the directory holds other things), LogVersionError, LogUnreadable,
+    LogInUse.
     """
-    data = directory / "data.mdb"
-    exists = _is_there(data)
-    if not exists and not create:
-        raise NotALog(
-            f"{directory} holds no event log",
-            hint="name another directory with --log or $EVENTLOG_DIR, or make a log there: "
-            "`eventlog capture` and `eventlog append --create` do",
-        )
-    if not exists:
+    if not create:
+        require_data(directory)
+    elif not _is_there(directory / "data.mdb"):
         _make(directory)
-    store = Store(directory, create=create)
+        reach("directory.made")
+    warn_of_network(directory)
+    lock = OpenLock.share(directory) if alone is None else None
+    try:
+        store = Store(directory, create=create, lock=lock)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
     try:
         if create:
+            reach("directory.opened")
             _initialise(store, now_us)
+            reach("directory.written")
         check_format(store, directory)
+        upgrade(store)
+        generation.begin_if_backup(store)
     except BaseException:
         store.close()
         raise
     for name in _FOLDERS:
         (directory / name).mkdir(mode=0o700, exist_ok=True)
     return store
+
+
+def require_data(directory: Path) -> None:
+    """Raise NotALog where no data file is there, LogUnreadable where one cannot look."""
+    if not _is_there(directory / "data.mdb"):
+        raise NotALog(
+            f"{directory} holds no event log",
+            hint="name another directory with --log or $EVENTLOG_DIR, or make a log there: "
+            "`eventlog capture` and `eventlog append --create` do",
+        )
 
 
 def check_format(store: Store, directory: Path) -> dict[str, Any]:
@@ -75,13 +96,22 @@ def check_format(store: Store, directory: Path) -> dict[str, Any]:
             f"{directory} has format {found['number']}, this version reads {FORMAT_NUMBER}",
             hint="open it with the version of eventlog-cdc that wrote it",
         )
-    unknown = sorted(set(found["must_know"]) - KNOWN_FEATURES)
+    unknown = sorted(set(found["must_know"]) - set(FEATURES))
     if unknown:
         raise LogVersionError(
             f"{directory} needs features that this version does not know: {', '.join(unknown)}",
             hint="open it with a newer version of eventlog-cdc",
         )
     return found
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_there(path: Path) -> bool:
@@ -119,7 +149,8 @@ def _initialise(store: Store, now_us: int) -> None:
     with store.write() as txn:
         if txn.stat(db=store.meta)["entries"]:
             return
-        features: dict[str, Any] = {"number": FORMAT_NUMBER, "must_know": [], "may_ignore": []}
+        features = {"number": FORMAT_NUMBER, "must_know": list(FEATURES), "may_ignore": []}
         rows.write_map(store, txn, rows.FORMAT_KEY, features)
+        rows.write_map(store, txn, rows.COUNTERS_KEY, {})
         identity = {"id": uuid.uuid4().bytes, "created_us": now_us, "generation": 1}
         rows.write_map(store, txn, rows.LOG_KEY, {**identity, "covers": {}})

@@ -9,26 +9,46 @@ Thread safety: an Engine may be shared among threads. Processes share a log by o
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from eventlog.engine import commit, directory, rows, scan, staging, times
+from eventlog.engine import commit, directory, ids, rows, scan, staging, times, watch
 from eventlog.engine.batch import Batch
+from eventlog.engine.group import GroupCommitter
 from eventlog.engine.index import IndexEntry
 from eventlog.engine.plan import Committed, Plan
-from eventlog.engine.rows import ConsumerRow, OwnerRow, StreamKind, StreamRow
-from eventlog.engine.scan import Stretch
+from eventlog.engine.rows import Compression, ConsumerRow, OwnerRow, StreamKind, StreamRow
+from eventlog.engine.scan import Damaged, Stretch
 from eventlog.engine.store import Store
 from eventlog.engine.writer import Owner, Writer
-from eventlog.errors import DamagedLog, EnvironmentFault, OffsetOutOfRange, OffsetsDropped
+from eventlog.errors import DamagedLog, EnvironmentFault, OffsetOutOfRange
 
-POLL_S = 0.002
-_OPEN: dict[Path, tuple[Store, int]] = {}
+_OPEN: dict[Path, _Shared] = {}
 _OPEN_LOCK = threading.Lock()
+
+
+@dataclass(slots=True)
+class _Shared:
+    """What the handles of one log share in a process."""
+
+    store: Store
+    committer: GroupCommitter
+    handles: int = 0
+
+
+def _renew_lock() -> None:
+    # In a forked child another thread's hold on it would last for ever.
+    global _OPEN_LOCK
+    _OPEN_LOCK = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def now_us() -> int:
@@ -39,10 +59,13 @@ def now_us() -> int:
 class Engine:
     """An open log. A context manager; opening a log twice in a process shares the environment."""
 
-    def __init__(self, path: Path, store: Store) -> None:
+    def __init__(self, path: Path, shared: _Shared) -> None:
         self.path = path
-        self._store = store
+        self._store = shared.store
+        self._committer = shared.committer
+        self._compressions: dict[str, Compression] = {}
         self._closed = False
+        self.watches = watch.Watches(path / "data.mdb")
 
     @classmethod
     def open(cls, path: Path, *, create: bool = False) -> Self:
@@ -53,16 +76,17 @@ class Engine:
         """
         path = path.resolve()
         with _OPEN_LOCK:
-            store, count = _OPEN.get(path, (None, 0))
-            if store is not None and store.forked:
-                raise store.forked_error()
-            if store is None:
-                store, count = directory.open_store(path, create=create, now_us=now_us()), 0
+            shared = _OPEN.get(path)
+            if shared is not None and shared.store.forked:
+                raise shared.store.forked_error()
+            if shared is None:
+                store = directory.open_store(path, create=create, now_us=now_us())
                 # What cannot be dropped now harms no reader; whoever opens the log next tries.
                 with suppress(DamagedLog, EnvironmentFault):
                     staging.drop_dead_appenders(store, path)
-            _OPEN[path] = (store, count + 1)
-        return cls(path, store)
+                shared = _OPEN[path] = _Shared(store, GroupCommitter(store, now_us))
+            shared.handles += 1
+        return cls(path, shared)
 
     def close(self) -> None:
         """Close this handle; the environment closes with the last one."""
@@ -70,14 +94,14 @@ class Engine:
             if self._closed:
                 return
             self._closed = True
-            store, count = _OPEN.get(self.path, (None, 0))
-            if store is not self._store:
+            self.watches.close()
+            shared = _OPEN.get(self.path)
+            if shared is None or shared.store is not self._store:
                 return
-            if count > 1:
-                _OPEN[self.path] = (store, count - 1)
-                return
-            del _OPEN[self.path]
-            store.close()
+            shared.handles -= 1
+            if not shared.handles:
+                del _OPEN[self.path]
+                shared.store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -88,9 +112,14 @@ class Engine:
     @property
     def store(self) -> Store:
         """The environment, for the modules of the engine."""
+        self._require_open()
+        return self._store
+
+    def _require_open(self) -> None:
         if self._closed:
             raise self._store.closed_error()
-        return self._store
+        if self._store.forked:
+            raise self._store.forked_error()
 
     # Streams
 
@@ -104,20 +133,28 @@ class Engine:
         with self.store.read() as txn:
             return commit.require_stream(self.store, txn, name)
 
-    def create_stream(self, name: str, kind: StreamKind) -> StreamRow:
-        """The stream of that name, made if need be. Raises StreamExists for another kind."""
+    def create_stream(
+        self, name: str, kind: StreamKind, *, compression: Compression | None = None
+    ) -> StreamRow:
+        """The stream of that name, made if need be.
+
+        Raises StreamExists for another kind, or another compression than asked for.
+        """
         with self.store.read() as txn:
             row = rows.stream_row(self.store, txn, name)
-        if row is not None and row.kind == kind:
+        if row is not None:
+            commit.expect_like(row, kind, compression)
             return row
         with self.store.write() as txn:
-            return commit.create_stream(self.store, txn, name, kind, now_us())
+            return commit.create_stream(
+                self.store, txn, name, kind, now_us(), compression=compression
+            )
 
     def bounds(self, name: str) -> tuple[int, int]:
         """The stream's first retained offset and its end."""
         with self.store.read() as txn:
             row = commit.require_stream(self.store, txn, name)
-            return row.start, commit.stream_end(self.store, txn, row)
+            return row.start, row.end
 
     def checked_range(self, name: str, start: int | None, stop: int | None) -> tuple[int, int]:
         """Fill in the bounds of a range; raises OffsetOutOfRange or OffsetsDropped."""
@@ -125,10 +162,7 @@ class Engine:
         start = low if start is None else start
         stop = end if stop is None else stop
         if 0 <= start < low:
-            raise OffsetsDropped(
-                f"offset {start} of stream {name!r} was dropped; the first retained one is {low}",
-                hint=f"start at {low} or above",
-            )
+            raise scan.dropped(name, start, low)
         if not low <= start <= end or not low <= stop <= end or start > stop:
             raise OffsetOutOfRange(
                 f"[{start}, {stop}) is not a range of stream {name!r}",
@@ -139,11 +173,16 @@ class Engine:
     # Reading
 
     def scan(
-        self, name: str, start: int, stop: int, wanted: Callable[[IndexEntry], bool]
+        self,
+        name: str,
+        start: int,
+        stop: int,
+        wanted: Callable[[IndexEntry], bool],
+        *,
+        damaged: Damaged | None = None,
     ) -> Iterator[Stretch]:
         """Walk `[start, stop)` in order; see `eventlog.engine.scan`."""
-        row = self.stream(name)
-        return scan.scan(self.store, row.id, name, start, stop, wanted)
+        return scan.scan(self.store, self.stream(name), start, stop, wanted, damaged=damaged)
 
     def entry_holding(self, name: str, offset: int) -> IndexEntry | None:
         """The entry whose stretch holds `offset`, None at the end."""
@@ -174,25 +213,45 @@ class Engine:
         """The first offset whose running greatest commit time is >= `time_us`; else the end."""
         with self.store.read() as txn:
             row = commit.require_stream(self.store, txn, name)
-            end = commit.stream_end(self.store, txn, row)
-            return times.offset_at(self.store, txn, row, end, time_us)
+            return times.offset_at(self.store, txn, row, time_us)
 
     def wait(self, seen: int, *, timeout_s: float) -> int:
-        """Wait until the log has a commit after number `seen`; returns the newest number."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            newest = self.store.last_transaction()
-            remaining = deadline - time.monotonic()
-            if newest != seen or remaining <= 0:
-                return newest
-            time.sleep(min(POLL_S, remaining))
+        """Wait until the log has a commit after number `seen`; returns the newest number.
+
+        Raises ClosedLog, too where another thread closes the log meanwhile.
+        """
+        return watch.wait(
+            lambda: self.store.last_transaction(), self.watches, seen, timeout_s=timeout_s
+        )
 
     # Writing
 
     def commit(self, plan: Plan) -> Committed:
-        """Apply a plan, durably and whole, or raise with nothing done."""
-        with self.store.write() as txn:
-            return commit.apply(self.store, txn, plan, now_us())
+        """Apply a plan, durably and whole, or raise with nothing done.
+
+        Plans of several threads share a commit; bodies are compressed here, before the lock.
+        """
+        self._require_open()
+        for place, append in enumerate(plan.appends):
+            if append.batches and self._compression(append.stream, plan) == "zstd":
+                batches = [batch.compressed() for batch in append.batches]
+                plan.appends[place] = replace(append, batches=batches)
+        return self._committer.commit(plan)
+
+    def _compression(self, name: str, plan: Plan) -> Compression:
+        found = self._compressions.get(name)
+        if found is None:
+            if name in plan.create:
+                return commit.DEFAULT_COMPRESSION[plan.create[name]]
+            found = self.stream(name).compression
+            self._compressions[name] = found
+        return found
+
+    def offset_of_id(self, name: str, event_id: str) -> int | None:
+        """Where the record with that id is; None for an id that the stream does not know."""
+        with self.store.read() as txn:
+            row = commit.require_stream(self.store, txn, name)
+            return ids.offset_of(self.store, txn, row.id, ids.digest_of(event_id))
 
     def writer(self, name: str) -> Writer:
         """Become the single writer of a captured stream.
@@ -218,31 +277,34 @@ class Engine:
         """
         with self.store.read() as txn:
             stream = commit.require_stream(self.store, txn, name)
-            row = rows.consumer_row(self.store, txn, stream.id, consumer)
+            row = rows.consumer_row(self.store, txn, stream, consumer)
         if row is not None:
             return row
         with self.store.write() as txn:
-            return commit.create_consumer(self.store, txn, stream, consumer, start, now_us())
+            return commit.create_consumer(self.store, txn, name, consumer, start, now_us())
 
     def consumers(self) -> list[tuple[str, str, ConsumerRow]]:
         """All consumers as (stream, name, row)."""
         with self.store.read() as txn:
-            names = {row.id: row.name for row in rows.stream_rows(self.store, txn)}
-            found = rows.consumer_rows(self.store, txn)
-        return [(names[stream_id], name, row) for stream_id, name, row in found]
+            return [
+                (stream.name, name, row)
+                for stream in rows.stream_rows(self.store, txn)
+                for name, row in rows.consumer_rows(self.store, txn, stream)
+            ]
 
     # Sources and schemas
 
     def source_state(self, name: str) -> dict[str, Any] | None:
         """The stored state of the source that feeds a stream."""
         with self.store.read() as txn:
-            return rows.source_state(self.store, txn, name)
+            stream = rows.stream_row(self.store, txn, name)
+            return None if stream is None else rows.source_state(self.store, txn, stream)
 
     def schemas(self, name: str, *, first: int = 0) -> list[tuple[int, Mapping[str, Any]]]:
         """The schema versions of a stream, in order, from number `first` on."""
         with self.store.read() as txn:
             stream = commit.require_stream(self.store, txn, name)
-            return list(rows.schema_maps(self.store, txn, stream.id, first=first))
+            return list(rows.schema_maps(self.store, txn, stream, first=first))
 
     def owners(self) -> list[OwnerRow]:
         """Who has staged batches at the moment."""
@@ -252,4 +314,7 @@ class Engine:
     def identity(self) -> dict[str, Any]:
         """The log's id (16 bytes), its creation time and its generation."""
         with self.store.read() as txn:
-            return rows.read_map(self.store, txn, rows.LOG_KEY) or {}
+            found = rows.read_map(self.store, txn, rows.LOG_KEY)
+        if found is None:
+            raise rows.vanished("the row with the log's identity is gone")
+        return found

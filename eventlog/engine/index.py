@@ -14,11 +14,13 @@
     |map u32|map (msgpack)|xxh3-64    |      transactions: first u32×t, time i64×t, tx u64×t,
     +-------+-------------+-----------+                    position u64×t, an array after the other
 
-Little-endian; times are µs since 1970 UTC. `f` bit 0: states follow (else every slot is live).
-`txs` transactions begin in or reach into the stretch: `first` is the slot where each begins (0
-where it began before), `back` how many records of the first one lie before this entry. A slot's
-state: 0 live, 1 dropped (no offset), 2 erased, 3 compacted (both keep their offset). The map is
-msgpack, for what later versions add; it is kept. The checksum covers the key and all before it.
+Little-endian; times are µs since 1970 UTC. `f` bit 0: states follow (else every slot is live), bit
+1: the transactions are packed (`eventlog.engine.packing`) behind their length, a u32. `txs`
+transactions begin in or reach into the stretch: `first` is the slot where each begins (0 where it
+began before), `back` how many records of the first one lie before this entry. A slot's state: 0
+live, 1 dropped (no offset), 2 erased, 3 compacted, 4 lost (all three keep their offset). The map is
+msgpack, for what later versions add; it is kept. Its `raw` is the payload's length uncompressed,
+where that is compressed. The checksum covers the key and all before it.
 """
 
 from __future__ import annotations
@@ -34,17 +36,24 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from eventlog.engine import packing
+from eventlog.engine.payload import HEADER_BYTES
 from eventlog.errors import DamagedLog, LogVersionError
 
 _MAGIC = b"EVLI"
 _VERSION = 1
 _HAS_STATES = 1
+_PACKED = 2
+_FLAGS = _HAS_STATES | _PACKED
 _FIXED = struct.Struct("<4sBBHQQQIIIIqqqQ")
 _KEY = struct.Struct(">IQ")
 _TAIL = struct.Struct("<I")
 _SUM = struct.Struct("<Q")
 
-LIVE, DROPPED, ERASED, COMPACTED = range(4)
+RAW = "raw"
+"""In an entry's map: the payload's bytes before it was compressed, header left out."""
+
+LIVE, DROPPED, ERASED, COMPACTED, LOST = range(5)
 
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
@@ -101,6 +110,11 @@ class IndexEntry:
     @property
     def stop(self) -> int:
         return self.first_offset + self.records
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of the payload's boundaries and records, uncompressed."""
+        return int(self.more.get(RAW, self.body_bytes - HEADER_BYTES))
 
     @property
     def time_min(self) -> int:
@@ -161,10 +175,17 @@ def split_key(stored: bytes) -> tuple[int, int]:
 def pack(entry: IndexEntry, *, under: bytes) -> bytes:
     """Encode an entry for storage under the key `under`."""
     transactions = entry.transactions
+    count = len(transactions)
+    packed = count >= packing.COUNT_MIN
+    flags = (0 if entry.states is None else _HAS_STATES) | (_PACKED if packed else 0)
+    if count == 1:
+        time_min = time_max = int(transactions.time[0])
+    else:
+        time_min, time_max = entry.time_min, entry.time_max
     head = _FIXED.pack(
         _MAGIC,
         _VERSION,
-        0 if entry.states is None else _HAS_STATES,
+        flags,
         len(entry.relations),
         entry.payload_id,
         entry.payload_checksum,
@@ -172,27 +193,34 @@ def pack(entry: IndexEntry, *, under: bytes) -> bytes:
         entry.slots,
         entry.records,
         entry.erasure_epoch,
-        len(transactions),
-        entry.time_min,
-        entry.time_max,
+        count,
+        time_min,
+        time_max,
         entry.time_running_max,
         transactions.back,
     )
     more = msgpack.packb(entry.more) if entry.more else b""
+    arrays = transactions.first, transactions.time, transactions.tx, transactions.position
     value = b"".join(
         (
             head,
-            np.array(entry.relations, "<u4").tobytes(),
+            np.array(entry.relations, "<u4").tobytes() if entry.relations else b"",
             b"" if entry.states is None else entry.states.tobytes(),
-            transactions.first.astype("<u4", copy=False).tobytes(),
-            transactions.time.astype("<i8", copy=False).tobytes(),
-            transactions.tx.astype("<u8", copy=False).tobytes(),
-            transactions.position.astype("<u8", copy=False).tobytes(),
+            *(packing.pack(*arrays) if packed else _plain(*arrays)),
             _TAIL.pack(len(more)),
             more,
         )
     )
     return value + _SUM.pack(_checksum(under, value))
+
+
+def _plain(first: U32, time: I64, tx: U64, position: U64) -> tuple[bytes, ...]:
+    return (
+        first.astype("<u4", copy=False).tobytes(),
+        time.astype("<i8", copy=False).tobytes(),
+        tx.astype("<u8", copy=False).tobytes(),
+        position.astype("<u8", copy=False).tobytes(),
+    )
 
 
 def unpack(first_offset: int, value: bytes, *, under: bytes) -> IndexEntry:
@@ -214,6 +242,11 @@ def unpack(first_offset: int, value: bytes, *, under: bytes) -> IndexEntry:
             f"{where} has version {value[4]}, known is {_VERSION}",
             hint="read this log with a newer version of eventlog-cdc",
         )
+    if value[5] & ~_FLAGS:
+        raise LogVersionError(
+            f"{where} has flags {value[5]:#x}, of which {value[5] & ~_FLAGS:#x} are unknown here",
+            hint="read this log with a newer version of eventlog-cdc",
+        )
     (
         _,
         _,
@@ -232,8 +265,9 @@ def unpack(first_offset: int, value: bytes, *, under: bytes) -> IndexEntry:
         back,
     ) = _FIXED.unpack_from(value)
     states_bytes = slots if flags & _HAS_STATES else 0
-    arrays_bytes = 8 * relation_count + states_bytes + 28 * count
-    more_at = _FIXED.size + arrays_bytes
+    arrays_at = _FIXED.size + 8 * relation_count + states_bytes
+    arrays_bytes = packing.size(value, arrays_at) if flags & _PACKED else 28 * count
+    more_at = arrays_at + arrays_bytes
     if more_at + _TAIL.size + _SUM.size > len(value):
         raise DamagedLog(f"the counts of {where} pass its length", hint=_HINT)
     (more_bytes,) = _TAIL.unpack_from(value, more_at)
@@ -242,14 +276,22 @@ def unpack(first_offset: int, value: bytes, *, under: bytes) -> IndexEntry:
     more = value[more_at + _TAIL.size : len(value) - _SUM.size]
 
     at = _FIXED.size
-    relations = np.frombuffer(value, "<u4", 2 * relation_count, at).reshape(-1, 2)
-    at += 8 * relation_count
+    relations: tuple[tuple[int, int], ...] = ()
+    if relation_count:
+        pairs = np.frombuffer(value, "<u4", 2 * relation_count, at).reshape(-1, 2)
+        relations = tuple((int(r), int(s)) for r, s in pairs.tolist())
+        at += 8 * relation_count
     states = np.frombuffer(value, np.uint8, slots, at) if states_bytes else None
-    at += states_bytes
-    first = np.frombuffer(value, "<u4", count, at)
-    time = np.frombuffer(value, "<i8", count, at + 4 * count)
-    tx = np.frombuffer(value, "<u8", count, at + 12 * count)
-    position = np.frombuffer(value, "<u8", count, at + 20 * count)
+    if flags & _PACKED:
+        try:
+            first, time, tx, position = packing.unpack(value, arrays_at, arrays_bytes, count)
+        except ValueError as error:
+            raise DamagedLog(f"the transactions of {where}: {error}", hint=_HINT) from error
+    else:
+        first = np.frombuffer(value, "<u4", count, arrays_at)
+        time = np.frombuffer(value, "<i8", count, arrays_at + 4 * count)
+        tx = np.frombuffer(value, "<u8", count, arrays_at + 12 * count)
+        position = np.frombuffer(value, "<u8", count, arrays_at + 20 * count)
     return IndexEntry(
         first_offset=first_offset,
         payload_id=payload_id,
@@ -258,7 +300,7 @@ def unpack(first_offset: int, value: bytes, *, under: bytes) -> IndexEntry:
         slots=slots,
         records=records,
         time_running_max=time_running_max,
-        relations=tuple((int(r), int(s)) for r, s in relations.tolist()),
+        relations=relations,
         transactions=Transactions(first=first, time=time, tx=tx, position=position, back=back),
         states=states,
         erasure_epoch=erasure_epoch,

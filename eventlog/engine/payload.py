@@ -7,20 +7,28 @@
     |EVLB|v|z|codec|count | zero | raw bytes | stored bytes| xxh3-64   | ends u32×n | records |
     +----+-+-+-----+------+------+-----------+-------------+-----------+------------+---------+
 
-Little-endian. `z` is the compression (0: none). `ends` are the records' end positions, counted
-from the first record's start. `raw bytes` counts ends and records before compression, `stored
-bytes` after it. The checksum covers the first 32 bytes and everything after the header.
+Little-endian. `z` is the compression: 0 none, 1 zstd (one frame over ends and records). `ends` are
+the records' end positions, counted from the first record's start. `raw bytes` counts ends and
+records before compression, `stored bytes` after it. The checksum covers the first 32 bytes and
+everything after the header.
+
+Compressed bodies differ in size. Zeros after the body fill the last part up to one of a few numbers
+of pages, so that pages that are freed fit what comes later.
 """
 
 from __future__ import annotations
 
 import struct
+import threading
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
+import zstandard
 
 from eventlog.errors import DamagedLog, LogVersionError
 
@@ -31,30 +39,42 @@ HEADER_BYTES = 40
 BODY_BYTES_MAX = 2**32 - 1
 """Positions are u32. The largest record of a source (1 GB in Postgres) fits; more is refused."""
 
+NONE, ZSTD = 0, 1
+COMPRESS_BYTES_MIN = 2048
+"""A body that is smaller shares a page with others: compressed, it would not free one."""
+
+_LEVEL = 1
+_SIZES = [pages * 4096 - 16 for pages in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)]
 _MAGIC = b"EVLB"
 _VERSION = 1
 _HEAD = struct.Struct("<4sBBHIIQQ")
 _SUM = struct.Struct("<Q")
+_END = struct.Struct("<I")
 
 Positions = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Body:
-    """An encoded payload, ready to be stored."""
+    """An encoded payload, ready to be stored; `raw_bytes` are its ends and records uncompressed."""
 
     codec: int
     count: int
     checksum: int
     data: bytes
+    raw_bytes: int
+    compression: int = NONE
 
     def parts(self) -> Iterator[bytes]:
         """The stored values, each of PART_BYTES but the last."""
-        if len(self.data) <= PART_BYTES:
-            yield self.data
+        data = self.data
+        if self.compression:
+            data += bytes(_padding(len(data)))
+        if len(data) <= PART_BYTES:
+            yield data
             return
-        for start in range(0, len(self.data), PART_BYTES):
-            yield self.data[start : start + PART_BYTES]
+        for start in range(0, len(data), PART_BYTES):
+            yield data[start : start + PART_BYTES]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,15 +107,44 @@ def encode(codec: int, ends: Positions, data: bytes) -> Body:
 
     REQUIRES: `ends` ascends and its last element is `len(data)`.
     """
-    count = len(ends)
-    size = 4 * count + len(data)
+    return _body(codec, len(ends), ends.astype("<u4", copy=False).tobytes(), data)
+
+
+def encode_one(codec: int, record: bytes) -> Body:
+    """Build the body of a payload of one record."""
+    return _body(codec, 1, _END.pack(len(record) & 0xFFFFFFFF), record)
+
+
+def _body(codec: int, count: int, ends: bytes, data: bytes) -> Body:
+    size = len(ends) + len(data)
     if size > BODY_BYTES_MAX:
         raise ValueError(f"a payload of {size} bytes passes the limit of {BODY_BYTES_MAX}")
-    head = _HEAD.pack(_MAGIC, _VERSION, 0, codec, count, 0, size, size)
-    packed_ends = ends.astype("<u4", copy=False).tobytes()
-    checksum = _checksum(head, packed_ends, data)
-    body = b"".join((head, _SUM.pack(checksum), packed_ends, data))
-    return Body(codec=codec, count=count, checksum=checksum, data=body)
+    head = _HEAD.pack(_MAGIC, _VERSION, NONE, codec, count, 0, size, size)
+    checksum = _checksum(head, ends, data)
+    body = b"".join((head, _SUM.pack(checksum), ends, data))
+    return Body(codec=codec, count=count, checksum=checksum, data=body, raw_bytes=size)
+
+
+def compressed(body: Body) -> Body:
+    """The body compressed, or as it is where that would save too little to matter."""
+    if body.raw_bytes < COMPRESS_BYTES_MIN or body.compression:
+        return body
+    packed = _local.compressor().compress(memoryview(body.data)[HEADER_BYTES:])
+    if len(packed) > body.raw_bytes * 7 // 8:
+        return body
+    head = _HEAD.pack(
+        _MAGIC, _VERSION, ZSTD, body.codec, body.count, 0, body.raw_bytes, len(packed)
+    )
+    checksum = _checksum(head, packed)
+    data = b"".join((head, _SUM.pack(checksum), packed))
+    return Body(
+        codec=body.codec,
+        count=body.count,
+        checksum=checksum,
+        data=data,
+        raw_bytes=body.raw_bytes,
+        compression=ZSTD,
+    )
 
 
 def decode(body: bytes, *, where: str) -> Payload:
@@ -114,18 +163,50 @@ def decode(body: bytes, *, where: str) -> Payload:
     view = memoryview(body)
     if checksum != _checksum(view[:32], view[HEADER_BYTES:]):
         raise _damaged(where, "its checksum is wrong")
-    if version != _VERSION or compression != 0:
+    if version != _VERSION or compression not in (NONE, ZSTD):
         raise LogVersionError(
             f"{where} has version {version} and compression {compression}, unknown here",
             hint="read this log with a newer version of eventlog-cdc",
         )
-    records_at = HEADER_BYTES + 4 * count
-    if raw != stored or records_at > len(body):
+    packed: Any = view[HEADER_BYTES:]
+    if compression == ZSTD:
+        try:
+            packed = _local.decompressor().decompress(packed, max_output_size=raw)
+        except zstandard.ZstdError as error:
+            raise _damaged(where, f"it cannot be decompressed: {error}") from error
+    if raw != len(packed) or 4 * count > raw:
         raise _damaged(where, "its record boundaries contradict its length")
-    ends = np.frombuffer(body, "<u4", count, HEADER_BYTES)
-    if (int(ends[-1]) if count else 0) != len(body) - records_at:
+    ends = np.frombuffer(packed, "<u4", count)
+    if (int(ends[-1]) if count else 0) != raw - 4 * count:
         raise _damaged(where, "its record boundaries contradict its length")
-    return Payload(codec=codec, ends=ends, data=body[records_at:])
+    return Payload(codec=codec, ends=ends, data=bytes(packed[4 * count :]))
+
+
+class _Local(threading.local):
+    """Compressors of a thread: they are no thread's but their maker's."""
+
+    def compressor(self) -> zstandard.ZstdCompressor:
+        found: zstandard.ZstdCompressor | None = getattr(self, "_compressor", None)
+        if found is None:
+            found = self._compressor = zstandard.ZstdCompressor(level=_LEVEL)
+        return found
+
+    def decompressor(self) -> zstandard.ZstdDecompressor:
+        found: zstandard.ZstdDecompressor | None = getattr(self, "_decompressor", None)
+        if found is None:
+            found = self._decompressor = zstandard.ZstdDecompressor()
+        return found
+
+
+_local = _Local()
+
+
+def _padding(size: int) -> int:
+    """Zeros that bring the last part of a compressed body up to a size of _SIZES."""
+    last = size % PART_BYTES if size > PART_BYTES else size
+    if last < COMPRESS_BYTES_MIN:
+        return 0
+    return _SIZES[bisect_left(_SIZES, last)] - last
 
 
 def _checksum(*pieces: bytes | memoryview) -> int:

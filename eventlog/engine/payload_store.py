@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from eventlog.engine import payload
@@ -19,21 +19,31 @@ _KEYS = 100_000
 def put_bodies(store: Store, txn: Txn, first_id: int, bodies: Sequence[Body]) -> None:
     """Store bodies under consecutive ids, at the end of the database."""
     for payload_id, body in enumerate(bodies, first_id):
-        for part, data in enumerate(body.parts()):
-            if not txn.put(_KEY.pack(payload_id, part), data, db=store.payload, append=True):
-                raise DamagedLog(
-                    f"payload {payload_id} is not above every stored one",
-                    hint="run `eventlog check`; the counters of this log are damaged",
-                )
+        put_parts(store, txn, payload_id, body.parts())
+
+
+def get_parts(store: Store, txn: Txn, payload_id: int, *, size: int) -> list[bytes]:
+    """The parts of a body of `size` bytes as they are stored, whatever fills up the last one."""
+    keys = (_KEY.pack(payload_id, part) for part in range(payload.part_count(size)))
+    found = (txn.get(key, db=store.payload) for key in keys)
+    return [part for part in found if part is not None]
+
+
+def put_parts(store: Store, txn: Txn, payload_id: int, parts: Iterable[bytes]) -> None:
+    """Store the parts of a body, at the end of the database."""
+    for part, data in enumerate(parts):
+        if not txn.put(_KEY.pack(payload_id, part), data, db=store.payload, append=True):
+            raise DamagedLog(
+                f"payload {payload_id} is not above every stored one",
+                hint="run `eventlog check`; the counters of this log are damaged",
+            )
 
 
 def get_body(store: Store, txn: Txn, payload_id: int, *, size: int) -> bytes:
     """Read a body of `size` bytes; what is missing is left out, for the decoder to notice."""
-    count = payload.part_count(size)
-    parts = (txn.get(_KEY.pack(payload_id, part), db=store.payload) for part in range(count))
-    if count == 1:
-        return next(parts) or b""
-    return b"".join(part for part in parts if part is not None)
+    parts = get_parts(store, txn, payload_id, size=size)
+    stored = parts[0] if len(parts) == 1 else b"".join(parts)
+    return stored if len(stored) <= size else stored[:size]
 
 
 def load(body: bytes, entry: IndexEntry, *, stream: str) -> Payload:

@@ -19,13 +19,21 @@ class Append:
     """Publish batches at the stream's end: first those `staged` by an owner, then `batches`.
 
     `staged_position` is written into the staged batches' one transaction: a source may tell a
-    transaction's end only after it sent the rest.
+    transaction's end only after it sent the rest. `ids` has one id, or None, for each record of
+    `batches`: a record whose id the stream knows is not stored again. An append with ids has
+    nothing staged.
     """
 
     stream: str
     batches: Sequence[Batch] = ()
     staged: int | None = None
     staged_position: int | None = None
+    ids: Sequence[str | None] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the bodies to be stored."""
+        return sum(len(batch.body.data) for batch in self.batches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +77,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """What a commit did: for each append of the plan, in order, the offsets it got."""
+    """What a commit did: for each append of the plan, in order, the offsets it got.
 
-    offsets: tuple[range, ...]
+    A range, or with ids a list with the offset of each record, those known before included.
+    """
+
+    offsets: tuple[Sequence[int], ...]

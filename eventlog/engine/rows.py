@@ -1,20 +1,24 @@
 """The small rows of a log: streams, consumers, owners of staging, sources, counters.
 
-Each is a sealed map. Keys in `meta`: `format`, `log`, `counters`, `stream/NAME`, `source/NAME`,
-`owner/` + id (u64). Keys in `consumer`: stream id (u32) + name. Keys in `schema`: stream id (u32)
-+ schema id (u32). Numbers in keys are big-endian.
+Each is a sealed map. Rows are counted (streams by the counters, the others by their stream's or
+owner's row), so that one that vanished is damage, and not taken for one that never was.
+
+Keys in `meta`: `format`, `log`, `counters`, `stream/NAME`, `source/NAME`, `owner/` + id (u64). Keys
+in `consumer`: stream id (u32) + name. Keys in `schema`: stream id (u32) + schema id (u32). Numbers
+in keys are big-endian.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from eventlog.engine.sealed import seal, unseal
+from eventlog.engine.sealed import REPAIR_HINT, seal, unseal
 from eventlog.engine.store import Store, Txn
+from eventlog.errors import DamagedLog
 
 FORMAT_KEY = b"format"
 LOG_KEY = b"log"
@@ -25,18 +29,26 @@ OWNER_KEYS = b"owner/"
 
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
+u32, u64 = _U32.pack, _U64.pack
 _PAIR = struct.Struct(">II")
 
 StreamKind = Literal["events", "captured"]
 OwnerKind = Literal["append", "capture"]
+Compression = Literal["none", "zstd"]
+
+TIME_MIN = -(2**63)
+"""The running greatest time of a stream without records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamRow:
-    """A stream's identity. `start` is the first retained offset.
+    """A stream's identity and its head, written again by every append.
 
-    `writer_epoch` rises whenever a single writer (a capture) takes over; a commit that carries an
-    older one is refused.
+    `start` is the first retained offset, `end` the one that the next record gets, with the greatest
+    time up to there. `tail` are the runs of small entries at the end that wait to be merged (see
+    `eventlog.engine.merge`). `consumers` and `schemas` count this stream's rows of these kinds, so
+    that one that vanished is missed. `writer_epoch` rises whenever a single writer (a capture)
+    takes over; a commit that carries an older one is refused.
     """
 
     id: int
@@ -44,6 +56,13 @@ class StreamRow:
     kind: StreamKind
     created_us: int
     start: int = 0
+    end: int = 0
+    time_running_max: int = TIME_MIN
+    compression: Compression = "none"
+    tail: Sequence[Sequence[int]] = ()
+    consumers: int = 0
+    schemas: int = 0
+    sources: int = 0
     writer_epoch: int = 0
     more: Mapping[str, Any] = field(default_factory=dict)
 
@@ -61,11 +80,15 @@ class ConsumerRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnerRow:
-    """Whoever staged batches: an `append` in progress, or the `capture` of a stream."""
+    """Whoever staged batches: an `append` in progress, or the `capture` of a stream.
+
+    `staged` counts the entries under its id.
+    """
 
     id: int
     kind: OwnerKind
     stream: int
+    staged: int = 0
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -78,36 +101,60 @@ def write_map(store: Store, txn: Txn, key: bytes, value: Mapping[str, Any]) -> N
     txn.put(key, seal(key, value), db=store.meta)
 
 
+def counters(store: Store, txn: Txn) -> dict[str, Any]:
+    """The next numbers. Raises DamagedLog where the row is gone: every log has one."""
+    found = read_map(store, txn, COUNTERS_KEY)
+    if found is None:
+        raise vanished("the row of the counters is gone")
+    return found
+
+
 def take_number(store: Store, txn: Txn, counter: str, *, count: int = 1) -> int:
     """Reserve `count` numbers that were never given before; returns the first."""
-    counters = read_map(store, txn, COUNTERS_KEY) or {}
-    first = int(counters.get(counter, 1))
-    write_map(store, txn, COUNTERS_KEY, {**counters, counter: first + count})
+    found = counters(store, txn)
+    first = int(found.get(counter, 1))
+    found[counter] = first + count
+    write_map(store, txn, COUNTERS_KEY, found)
     return first
+
+
+def vanished(what: str) -> DamagedLog:
+    """The error for rows that are fewer than they were counted."""
+    return DamagedLog(what, hint=REPAIR_HINT)
 
 
 # Streams
 
 
 def stream_row(store: Store, txn: Txn, name: str) -> StreamRow | None:
+    """The row of a stream; None where there never was one of that name."""
     stored = read_map(store, txn, STREAM_KEYS + name.encode())
-    return None if stored is None else load_row(StreamRow, stored)
+    if stored is not None:
+        return load_row(StreamRow, stored)  # type: ignore[no-any-return]
+    return next((row for row in stream_rows(store, txn) if row.name == name), None)
 
 
 def write_stream(store: Store, txn: Txn, row: StreamRow) -> None:
-    write_map(store, txn, STREAM_KEYS + row.name.encode(), _stored(row))
+    write_map(store, txn, STREAM_KEYS + row.name.encode(), stored_map(row))
 
 
 def stream_rows(store: Store, txn: Txn) -> list[StreamRow]:
     """All streams, by name."""
-    return [load_row(StreamRow, stored) for _, stored in _meta_prefix(store, txn, STREAM_KEYS)]
+    found = [load_row(StreamRow, stored) for _, stored in _meta_prefix(store, txn, STREAM_KEYS)]
+    made = int(counters(store, txn).get("stream", 1)) - 1
+    if len(found) != made:
+        raise vanished(f"{made} streams were made, and the rows of {len(found)} are there")
+    return found
 
 
 # Sources: the state of whoever feeds a captured stream. The engine keeps it, opaque.
 
 
-def source_state(store: Store, txn: Txn, stream: str) -> dict[str, Any] | None:
-    return read_map(store, txn, SOURCE_KEYS + stream.encode())
+def source_state(store: Store, txn: Txn, stream: StreamRow) -> dict[str, Any] | None:
+    found = read_map(store, txn, SOURCE_KEYS + stream.name.encode())
+    if found is None and stream.sources:
+        raise vanished(f"the state of the source of stream {stream.name!r} is gone")
+    return found
 
 
 def write_source(store: Store, txn: Txn, stream: str, state: Mapping[str, Any]) -> None:
@@ -118,7 +165,7 @@ def write_source(store: Store, txn: Txn, stream: str, state: Mapping[str, Any]) 
 
 
 def write_owner(store: Store, txn: Txn, row: OwnerRow) -> None:
-    write_map(store, txn, OWNER_KEYS + _U64.pack(row.id), _stored(row))
+    write_map(store, txn, OWNER_KEYS + _U64.pack(row.id), stored_map(row))
 
 
 def owner_row(store: Store, txn: Txn, owner_id: int) -> OwnerRow | None:
@@ -141,23 +188,34 @@ def consumer_key(stream_id: int, name: str) -> bytes:
     return _U32.pack(stream_id) + name.encode()
 
 
-def consumer_row(store: Store, txn: Txn, stream_id: int, name: str) -> ConsumerRow | None:
-    key = consumer_key(stream_id, name)
+def consumer_row(store: Store, txn: Txn, stream: StreamRow, name: str) -> ConsumerRow | None:
+    """The row of a consumer; None where there never was one of that name."""
+    key = consumer_key(stream.id, name)
     stored = txn.get(key, db=store.consumer)
-    return None if stored is None else load_row(ConsumerRow, unseal(key, stored))
+    if stored is not None:
+        return load_row(ConsumerRow, unseal(key, stored))  # type: ignore[no-any-return]
+    return dict(consumer_rows(store, txn, stream)).get(name)
 
 
 def write_consumer(store: Store, txn: Txn, stream_id: int, name: str, row: ConsumerRow) -> None:
     key = consumer_key(stream_id, name)
-    txn.put(key, seal(key, _stored(row)), db=store.consumer)
+    txn.put(key, seal(key, stored_map(row)), db=store.consumer)
 
 
-def consumer_rows(store: Store, txn: Txn) -> list[tuple[int, str, ConsumerRow]]:
-    """All consumers as (stream id, name, row)."""
+def consumer_rows(store: Store, txn: Txn, stream: StreamRow) -> list[tuple[str, ConsumerRow]]:
+    """All consumers of a stream by name."""
     found = []
-    for key, value in txn.cursor(db=store.consumer):
-        (stream_id,) = _U32.unpack_from(key)
-        found.append((stream_id, key[4:].decode(), load_row(ConsumerRow, unseal(key, value))))
+    cursor = txn.cursor(db=store.consumer)
+    positioned = cursor.set_range(_U32.pack(stream.id))
+    while positioned:
+        key, value = cursor.item()
+        if key[:4] != _U32.pack(stream.id):
+            break
+        found.append((key[4:].decode(), load_row(ConsumerRow, unseal(key, value))))
+        positioned = cursor.next()
+    if len(found) != stream.consumers:
+        what = f"stream {stream.name!r} has {stream.consumers} consumers"
+        raise vanished(f"{what}, and the rows of {len(found)} are there")
     return found
 
 
@@ -172,19 +230,22 @@ def write_schema(
 
 
 def schema_maps(
-    store: Store, txn: Txn, stream_id: int, *, first: int = 0
+    store: Store, txn: Txn, stream: StreamRow, *, first: int = 0
 ) -> list[tuple[int, dict[str, Any]]]:
     """The schema versions of a stream from number `first` on, in order."""
     found = []
     cursor = txn.cursor(db=store.schema)
-    positioned = cursor.set_range(_PAIR.pack(stream_id, first))
+    positioned = cursor.set_range(_PAIR.pack(stream.id, first))
     while positioned:
         key, value = cursor.item()
         owner, schema_id = _PAIR.unpack(key)
-        if owner != stream_id:
+        if owner != stream.id:
             break
         found.append((schema_id, unseal(key, value)))
         positioned = cursor.next()
+    if [schema_id for schema_id, _ in found] != list(range(first, stream.schemas)):
+        what = f"stream {stream.name!r} has {stream.schemas} schema versions"
+        raise vanished(f"{what}, and from {first} on {len(found)} rows are there")
     return found
 
 
@@ -199,13 +260,31 @@ def _meta_prefix(store: Store, txn: Txn, prefix: bytes) -> Iterator[tuple[bytes,
         positioned = cursor.next()
 
 
-def _stored(row: Any) -> dict[str, Any]:
-    fields = {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
-    return {**fields.pop("more"), **fields}
+def stored_map(row: Any) -> dict[str, Any]:
+    """The map that `load_row` reads back, unknown names included."""
+    stored = dict(row.more)
+    for name in _names(type(row)):
+        stored[name] = getattr(row, name)
+    return stored
 
 
 def load_row(cls: Any, stored: Mapping[str, Any]) -> Any:
-    names = {f.name for f in dataclasses.fields(cls)} - {"more"}
+    """A row from its map; names that this version does not know go to `more`, and are kept."""
+    names = _names(cls)
+    if len(stored) == len(names) and stored.keys() == names.keys():
+        return cls(**stored)
     known = {name: value for name, value in stored.items() if name in names}
     more = {name: value for name, value in stored.items() if name not in names}
     return cls(**known, more=more)
+
+
+def _names(cls: Any) -> dict[str, None]:
+    # A mapping for its order and for its keys, which compare as a set.
+    found = _NAMES.get(cls)
+    if found is None:
+        fields = (field.name for field in dataclasses.fields(cls))
+        found = _NAMES[cls] = {name: None for name in fields if name != "more"}
+    return found
+
+
+_NAMES: dict[Any, dict[str, None]] = {}

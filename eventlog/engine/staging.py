@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from eventlog.engine import index, rows
@@ -44,20 +45,36 @@ def entries(store: Store, txn: Txn, owner: int) -> Iterator[tuple[bytes, IndexEn
         positioned = cursor.next()
 
 
-def take(store: Store, txn: Txn, owner: int) -> list[IndexEntry]:
-    """Remove and return the entries of an owner, for publishing."""
-    found = list(entries(store, txn, owner))
-    for key, _ in found:
-        txn.delete(key, db=store.staging)
-    return [entry for _, entry in found]
+def publish(store: Store, txn: Txn, owner: int) -> list[IndexEntry]:
+    """Remove and return all that an owner staged; an appender is done then, and goes too.
+
+    Raises DamagedLog where there is less than it staged.
+    """
+    row = rows.owner_row(store, txn, owner)
+    found = _take(store, txn, owner)
+    if row is None or row.staged != len(found):
+        staged = "nothing" if row is None else f"{row.staged} batches"
+        raise rows.vanished(f"owner {owner} staged {staged}, and {len(found)} batches are there")
+    if row.kind == "append":
+        rows.delete_owner(store, txn, owner)
+    else:
+        rows.write_owner(store, txn, replace(row, staged=0))
+    return found
 
 
 def drop(store: Store, txn: Txn, owner: int) -> int:
     """Delete what an owner staged, payloads included; returns the number of batches."""
-    found = take(store, txn, owner)
+    found = _take(store, txn, owner)
     for entry in found:
         delete_body(store, txn, entry.payload_id, size=entry.body_bytes)
     return len(found)
+
+
+def _take(store: Store, txn: Txn, owner: int) -> list[IndexEntry]:
+    found = list(entries(store, txn, owner))
+    for key, _ in found:
+        txn.delete(key, db=store.staging)
+    return [entry for _, entry in found]
 
 
 def lock_path(directory: Path, owner: int) -> Path:

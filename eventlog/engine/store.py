@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import lmdb
+from lmdb.verify import VerifyError, verify
 
+from eventlog.engine.failpoint import reach
+from eventlog.engine.locks import OpenLock
 from eventlog.errors import (
     ClosedLog,
     DamagedLog,
@@ -28,12 +33,19 @@ from eventlog.errors import (
     NotALog,
 )
 
-DATABASES = ("payload", "index", "staging", "schema", "consumer", "meta")
+DATABASES = ("payload", "index", "staging", "schema", "consumer", "meta", "ids")
+_ADDED = frozenset({"ids"})
+"""Databases that logs of an earlier version lack."""
+
 _MAP_BYTES = (1 << 40, 64 << 30, 8 << 30)
 _READERS_MAX = 2048
 _DATABASES_MAX = 1024
 _NO_ROOM = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, -30772)
 """Codes of a write that ran out of room: short writes (EIO, MDB_SHORT_WRITE), quotas, limits."""
+
+_CLEAR_EVERY_S = 60.0
+"""A reader that was killed keeps pages from being reused until its slot is cleared: by a writer,
+whose commits they would be."""
 
 Txn = Any
 """An lmdb transaction. Its cursors and values must not be used after it ends."""
@@ -48,21 +60,24 @@ class Store:
     schema: Any
     consumer: Any
     meta: Any
+    ids: Any
 
-    def __init__(self, directory: Path, *, create: bool) -> None:
+    def __init__(self, directory: Path, *, create: bool, lock: OpenLock | None = None) -> None:
         """Open `directory/data.mdb`; with `create`, make it, or finish one that was cut off.
 
+        `lock` is the open lock of the directory, held as long as this is open: closing releases it.
         Raises NotALog where the file is no LMDB file or has other databases, DamagedLog, or
         LogUnreadable where it cannot be opened.
         """
         self._directory = directory
+        self._lock = lock
         self._pid = os.getpid()
         self._env = _open(directory, create=create and not holds_data(directory / "data.mdb"))
         try:
             _reach_last_page(self._env, directory / "data.mdb")
             finish = create and self._holds_nothing_else()
             for name in DATABASES:
-                setattr(self, name, self._env.open_db(name.encode(), create=finish))
+                setattr(self, name, self._open_database(name, create=finish))
         except (lmdb.NotFoundError, lmdb.IncompatibleError) as error:
             self._env.close()
             raise NotALog(
@@ -72,7 +87,15 @@ class Store:
         except lmdb.Error as error:
             self._env.close()
             raise _translate(error, directory) from error
-        self._env.reader_check()
+        self.clear_stale_readers()
+
+    def _open_database(self, name: str, *, create: bool) -> Any:
+        try:
+            return self._env.open_db(name.encode(), create=create)
+        except lmdb.NotFoundError:
+            if name not in _ADDED:
+                raise
+            return self._env.open_db(name.encode(), create=True)
 
     def _holds_nothing_else(self) -> bool:
         # Each sub-database is made in a commit of its own: a creation that was cut off has some.
@@ -83,8 +106,12 @@ class Store:
     def close(self) -> None:
         """Close the environment; every later call raises ClosedLog."""
         env, self._env = self._env, None
-        if env is not None and not self.forked:
+        if self.forked:
+            return  # The parent's. Its lock was let go when the child began.
+        if env is not None:
             env.close()
+        if self._lock is not None:
+            self._lock.release()
 
     @contextmanager
     def read(self) -> Iterator[Txn]:
@@ -102,6 +129,8 @@ class Store:
 
         Raises DiskFull where the disk has no room; nothing of the transaction is stored then.
         """
+        if time.monotonic() - self._cleared_s >= _CLEAR_EVERY_S:
+            self.clear_stale_readers()
         with self._translated():
             txn = self._begin(write=True)
             try:
@@ -109,7 +138,9 @@ class Store:
             except BaseException:
                 txn.abort()
                 raise
+            reach("commit.before")
             txn.commit()
+            reach("commit.after")
 
     def last_transaction(self) -> int:
         """The number of the last commit that a read would see, by whatever process."""
@@ -119,9 +150,17 @@ class Store:
             return int(txn.id())
 
     def clear_stale_readers(self) -> int:
-        """Free the slots of readers that died; returns how many."""
+        """Free the slots of readers that died; returns how many. `write` does it each minute."""
+        self._cleared_s = time.monotonic()
         with self._translated():
             return int(self._environment().reader_check())
+
+    def live_bytes(self) -> int:
+        """The pages that hold something now, in bytes; the rest of the file waits to be reused."""
+        with self.read() as txn:
+            stats = [txn.stat(db=getattr(self, name)) for name in DATABASES]
+        pages = ("branch_pages", "leaf_pages", "overflow_pages")
+        return sum(stat[kind] * stat["psize"] for stat in stats for kind in pages)
 
     @property
     def forked(self) -> bool:
@@ -170,6 +209,18 @@ def holds_data(data: Path) -> bool:
     Raises OSError where the directory cannot be looked into.
     """
     return data.is_file() and data.stat().st_size > 0
+
+
+def structure_faults(data: Path) -> list[str]:
+    """What is wrong with the pages of a data file that nobody has open, without LMDB itself.
+
+    Reads the pages of the trees, not the values. A file with faults must not be opened: LMDB may
+    abort the process over it.
+    """
+    try:
+        return [str(fault) for fault in verify(str(data))]  # type: ignore[no-untyped-call]
+    except (VerifyError, ArithmeticError, LookupError, ValueError, struct.error) as error:
+        return [f"{error}"]
 
 
 def _open(directory: Path, *, create: bool) -> Any:

@@ -42,12 +42,12 @@ def transaction_start(entry: IndexEntry, offset: int) -> int:
     return int(entry.slot_offsets()[int(transactions.first[place])])
 
 
-def offset_at(store: Store, txn: Txn, stream: StreamRow, end: int, time_us: int) -> int:
+def offset_at(store: Store, txn: Txn, stream: StreamRow, time_us: int) -> int:
     """Find the first offset whose running greatest time is >= `time_us`, by bisection.
 
     O(log n) look-ups in the index, then one pass over a single entry's transactions.
     """
-    low, high = stream.start, end
+    low, high = stream.start, stream.end
     # Invariant: every offset below low has a lesser running time, every entry from high on has
     # reached time_us.
     while low < high:

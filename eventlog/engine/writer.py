@@ -9,8 +9,9 @@ from typing import Self
 
 from eventlog.engine import commit, rows, staging
 from eventlog.engine.batch import Batch
+from eventlog.engine.failpoint import reach
 from eventlog.engine.locks import FileLock
-from eventlog.engine.rows import OwnerKind, OwnerRow, StreamRow
+from eventlog.engine.rows import Compression, OwnerKind, OwnerRow, StreamRow
 from eventlog.engine.store import Store
 from eventlog.errors import WriterActive
 
@@ -18,8 +19,11 @@ from eventlog.errors import WriterActive
 class Owner:
     """Stages batches under an id of its own, and lives as long as its lock file is held."""
 
-    def __init__(self, store: Store, directory: Path, row: OwnerRow, lock: FileLock) -> None:
+    def __init__(
+        self, store: Store, row: OwnerRow, lock: FileLock, compression: Compression
+    ) -> None:
         self.id = row.id
+        self._compression = compression
         self._store = store
         self._lock = lock
         self._sequence = 0
@@ -37,6 +41,7 @@ class Owner:
                         f"the lock of owner {owner_id} is held by another process",
                         hint="run `eventlog check`; the counters of this log are damaged",
                     )
+                reach("owner.locked")
                 row = OwnerRow(id=owner_id, kind=kind, stream=stream.id)
                 rows.write_owner(store, txn, row)
         except BaseException:
@@ -44,19 +49,29 @@ class Owner:
             if lock is not None:
                 lock.release(remove=True)
             raise
-        return cls(store, directory, row, lock)
+        return cls(store, row, lock, stream.compression)
 
     def stage(self, batches: Sequence[Batch]) -> None:
         """Store batches in one durable commit, after those staged before."""
-        with self._store.write() as txn:
-            entries = commit.place(self._store, txn, batches)
-            staging.put(self._store, txn, self.id, entries, sequence=self._sequence)
+        if self._compression == "zstd":
+            batches = [batch.compressed() for batch in batches]
+        store = self._store
+        with store.write() as txn:
+            row = rows.owner_row(store, txn, self.id)
+            if row is None:
+                raise rows.vanished(f"the row of owner {self.id}, which is alive, is gone")
+            entries = commit.place(store, txn, batches)
+            staging.put(store, txn, self.id, entries, sequence=self._sequence)
+            rows.write_owner(store, txn, replace(row, staged=row.staged + len(entries)))
         self._sequence += len(batches)
 
     def discard(self) -> None:
         """Drop what is staged and not published."""
-        with self._store.write() as txn:
-            staging.drop(self._store, txn, self.id)
+        store = self._store
+        with store.write() as txn:
+            row = rows.owner_row(store, txn, self.id)
+            if staging.drop(store, txn, self.id) and row is not None:
+                rows.write_owner(store, txn, replace(row, staged=0))
 
     def close(self) -> None:
         """Drop what is left, and the owner with it."""
@@ -90,6 +105,7 @@ class Writer:
                 f"stream {stream.name!r} is being written by process {FileLock.holder(path)}",
                 hint="stop that capture first; one process captures a source",
             )
+        reach("writer.locked")
         try:
             with store.write() as txn:
                 current = commit.require_stream(store, txn, stream.name)
@@ -100,6 +116,7 @@ class Writer:
                         staging.drop(store, txn, row.id)
                         rows.delete_owner(store, txn, row.id)
                         staging.lock_path(directory, row.id).unlink(missing_ok=True)
+            reach("writer.raised")
             owner = Owner.register(store, directory, kind="capture", stream=taken)
         except BaseException:
             lock.release()

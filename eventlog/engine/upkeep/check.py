@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eventlog.engine import index
+from eventlog.engine import index, rows
 from eventlog.engine.payload_store import get_body, stored_keys
 from eventlog.engine.store import Store
 from eventlog.engine.upkeep.check_rows import StagedKey, Survey, survey
@@ -44,14 +45,18 @@ def check(engine: Engine, *, progress: Progress | None = None) -> list[Violation
 
     Reads the whole log once. A log whose format row cannot be read is not opened at all.
     """
-    store = engine.store
+    return check_store(engine.store, progress=progress)
+
+
+def check_store(store: Store, *, progress: Progress | None = None) -> list[Violation]:
+    """The same of an environment that is no open log (yet)."""
     report = Report()
     try:
         found = survey(store, report)
     except _BROKEN as error:
         report.add("store", "rows", f"{error}")
         return report.violations
-    total = sum(state.end - state.row.start for state in found.streams.values() if state.end)
+    total = sum(state.end - state.row.start for state in found.streams.values())
     done = 0
 
     def step(records: int) -> None:
@@ -93,7 +98,11 @@ def _census(store: Store, found: Survey, report: Report) -> None:
     parts = np.array(found.references.parts, np.uint64)[order]
     for payload_id in np.unique(named[1:][named[1:] == named[:-1]]).tolist():
         report.add("payload", f"payload {payload_id}", "more than one entry names it")
-    for payload_id in named[named >= found.payloads_below].tolist():
+    given = found.payloads_below
+    with suppress(DamagedLog), store.read() as txn:
+        # Entries that were merged since the survey name payloads above its counter.
+        given = max(given, int(rows.counters(store, txn).get("payload", 1)))
+    for payload_id in named[named >= given].tolist():
         report.add("counters", f"payload {payload_id}", "an entry names it, above the counter")
     orphan = 0
     for keys in stored_keys(store, stop=found.payloads_below):

@@ -10,17 +10,20 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from eventlog.engine import index, rows
-from eventlog.engine.directory import FORMAT_NUMBER, KNOWN_FEATURES
+from eventlog.engine.directory import FORMAT_NUMBER
 from eventlog.engine.index import IndexEntry
 from eventlog.engine.payload import part_count
 from eventlog.engine.payload_store import greatest_id
 from eventlog.engine.rows import ConsumerRow, OwnerRow, StreamRow
 from eventlog.engine.sealed import unseal
 from eventlog.engine.store import Store, Txn
+from eventlog.engine.upgrade import FEATURES
+from eventlog.engine.upkeep.check_heads import check_heads
 from eventlog.engine.upkeep.violation import Report
 from eventlog.errors import EventLogError
 
@@ -33,13 +36,17 @@ _NUMBER_MAX = 2**64 - 1
 
 @dataclass(slots=True, kw_only=True)
 class StreamState:
-    """A stream as it was at the survey; `end` is None where its last entry cannot be read."""
+    """A stream as it was at the survey; `last` is its last entry, where that can be read."""
 
     row: StreamRow
-    last_first: int | None = None
-    end: int | None = None
     last: IndexEntry | None = None
+    entries: bool = False
+    consumers: int = 0
     schemas: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def end(self) -> int:
+        return self.row.end
 
 
 @dataclass(slots=True)
@@ -80,12 +87,15 @@ def survey(store: Store, report: Report) -> Survey:
         meta = dict(_sealed(store.meta, txn, "meta", report))
         _format(meta, report)
         counters = meta.get(rows.COUNTERS_KEY, {})
+        if txn.get(rows.COUNTERS_KEY, db=store.meta) is None:
+            report.add("counters", f"row {rows.COUNTERS_KEY!r}", "it is not there")
         _streams(store, txn, meta, counters, found, report)
         _schemas(store, txn, found, report)
         _consumers(store, txn, found, report)
         _sources(meta, found, report)
         owners = _owners(meta, counters, found, report)
         _staged(store, txn, owners, found, report)
+        check_heads(store, txn, found, report)
         _payload_counter(store, txn, counters, found, report)
     return found
 
@@ -108,7 +118,7 @@ def _format(meta: Mapping[bytes, Mapping[str, Any]], report: Report) -> None:
     if found is not None:
         if found.get("number") != FORMAT_NUMBER:
             report.add("format", where, f"number {found.get('number')} is not {FORMAT_NUMBER}")
-        unknown = set(found.get("must_know", ())) - KNOWN_FEATURES
+        unknown = set(found.get("must_know", ())) - set(FEATURES)
         if unknown:
             report.add("format", where, f"features {sorted(unknown)} are unknown here")
     identity = meta.get(rows.LOG_KEY)
@@ -144,9 +154,10 @@ def _streams(
             report.add("index", f"stream number {stream_id}", "entries of a stream with no row")
         else:
             _find_end(store, txn, state)
-    for state in found.streams.values():
-        if state.last_first is None:
-            state.end = state.row.start
+    made = counters.get("stream", 1) - 1
+    if rows.COUNTERS_KEY in meta and len(found.streams) < made:
+        what = f"{made} streams were made, and the rows of {len(found.streams)} can be read"
+        report.add("meta", "streams", what)
 
 
 def _stream_ids(store: Store, txn: Txn) -> Iterator[int]:
@@ -168,12 +179,11 @@ def _find_end(store: Store, txn: Txn, state: StreamState) -> None:
     if not positioned or cursor.key() != last:
         cursor.prev() if positioned else cursor.last()
     key, value = cursor.item()
-    _, state.last_first = index.split_key(key)
-    try:
-        state.last = index.unpack(state.last_first, value, under=key)
-    except EventLogError:
-        return  # The walk comes to it and reports it.
-    state.end = state.last.stop
+    state.entries = True
+    _, first_offset = index.split_key(key)
+    # Where it cannot be read the walk comes to it and reports it.
+    with suppress(EventLogError):
+        state.last = index.unpack(first_offset, value, under=key)
 
 
 def _schemas(store: Store, txn: Txn, found: Survey, report: Report) -> None:
@@ -193,7 +203,7 @@ def _schemas(store: Store, txn: Txn, found: Survey, report: Report) -> None:
             if offset < last["offset"]:
                 what = f"its offset {offset} is below {last['offset']} of version {last_id}"
                 report.add("schema", where, what, stream=name)
-        if state.end is not None and not 0 <= offset <= state.end:
+        if not 0 <= offset <= state.end:
             report.add("schema", where, f"its offset {offset} passes {state.end}", stream=name)
         state.schemas[schema_id] = stored
 
@@ -206,8 +216,9 @@ def _consumers(store: Store, txn: Txn, found: Survey, report: Report) -> None:
         if state is None:
             report.add("consumer", where, f"no stream has number {stream_id}")
             continue
+        state.consumers += 1
         row: ConsumerRow = rows.load_row(ConsumerRow, stored)
-        if row.offset < 0 or (state.end is not None and row.offset > state.end):
+        if not 0 <= row.offset <= state.end:
             what = f"its offset {row.offset} is outside [0, {state.end}]"
             report.add("I2", where, what, stream=state.row.name)
         if row.epoch < 1:
@@ -220,8 +231,11 @@ def _sources(meta: Mapping[bytes, Mapping[str, Any]], found: Survey, report: Rep
         if key.startswith(rows.SOURCE_KEYS) and key[len(rows.SOURCE_KEYS) :].decode() not in names:
             report.add("I4", f"row {key!r}", "the state of a source whose stream is not there")
     for state in found.streams.values():
-        if state.row.kind != "captured" or state.last is None:
-            continue
+        if state.row.sources and rows.SOURCE_KEYS + state.row.name.encode() not in meta:
+            what = "its state was stored, and cannot be read any more"
+            report.add("I4", "source", what, stream=state.row.name)
+        if state.row.kind != "captured" or state.last is None or not state.row.sources:
+            continue  # Without a state, which a repair may have dropped, nothing is claimed.
         stored = meta.get(rows.SOURCE_KEYS + state.row.name.encode(), {})
         position = stored.get("position", 0)
         covered = max(state.last.transactions.position.tolist(), default=0)
@@ -256,8 +270,10 @@ def _owners(
 def _staged(
     store: Store, txn: Txn, owners: Mapping[int, OwnerRow], found: Survey, report: Report
 ) -> None:
+    counted = dict.fromkeys(owners, 0)
     for key, value in txn.cursor(db=store.staging):
         owner, sequence = _STAGED.unpack(key)
+        counted[owner] = counted.get(owner, 0) + 1
         where = f"staged batch {sequence} of owner {owner}"
         row = owners.get(owner)
         state = None if row is None else found.streams.get(row.stream)
@@ -270,6 +286,10 @@ def _staged(
             report.add("staging", where, f"{error}", stream=stream)
             continue
         found.staged.append(StagedKey(key=key, where=where, stream=stream))
+    for owner, row in owners.items():
+        if row.staged != counted[owner]:
+            what = f"it staged {row.staged} batches, and {counted[owner]} are there"
+            report.add("staging", f"owner {owner}", what)
 
 
 def _payload_counter(

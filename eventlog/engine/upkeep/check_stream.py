@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from eventlog.engine import index
-from eventlog.engine.index import COMPACTED, DROPPED, IndexEntry
+from eventlog.engine import commit, index
+from eventlog.engine.index import DROPPED, LOST, IndexEntry
 from eventlog.engine.payload_store import get_body, load
 from eventlog.engine.scan import READ_BYTES, READ_ENTRIES
 from eventlog.engine.store import Store
@@ -30,11 +31,14 @@ def walk_stream(
         if isinstance(item, _Unreadable):
             walk.unreadable(item)
             continue
-        entry, value, body = item
+        if item.resumes is not None:
+            walk.resume(item.resumes)
+        entry = item.entry
         references.add(entry)
-        walk.entry(entry, value)
-        check_payload(entry, body, report, stream=state.row.name)
+        walk.entry(entry, item.value)
+        check_payload(entry, item.body, report, stream=state.row.name)
         step(entry.records)
+    walk.end()
 
 
 def check_payload(
@@ -65,7 +69,7 @@ def shape_faults(entry: IndexEntry, value: bytes) -> Iterator[str]:
     dropped = 0
     if entry.states is not None:
         dropped = int((entry.states == DROPPED).sum())
-        if np.any(entry.states > COMPACTED):
+        if np.any(entry.states > LOST):
             yield f"state {int(entry.states.max())} is unknown"
     if entry.records != entry.slots - dropped:
         yield f"it counts {entry.records} records in {entry.slots} slots, {dropped} dropped"
@@ -78,37 +82,76 @@ class _Unreadable(NamedTuple):
     error: EventLogError
 
 
-_Item = tuple[IndexEntry, bytes, bytes] | _Unreadable
+class _Found(NamedTuple):
+    """An entry in its stored form, with its payload's body.
+
+    `resumes` is where the stream goes on for a walk whose place was merged or dropped meanwhile.
+    """
+
+    entry: IndexEntry
+    value: bytes
+    body: bytes
+    resumes: int | None
 
 
-def _items(store: Store, state: StreamState) -> Iterator[_Item]:
-    # Entries with their stored form and their payloads' bodies, in short read transactions.
-    resume = index.key(state.row.id, 0)
-    stop = b"" if state.last_first is None else index.key(state.row.id, state.last_first)
-    while resume <= stop:
-        gathered: list[_Item] = []
+def _items(store: Store, state: StreamState) -> Iterator[_Found | _Unreadable]:
+    # In short read transactions. Between two of them entries may be merged, and dropped from below.
+    at, begun = 0, False
+    while at < state.end:
+        gathered: list[_Found | _Unreadable] = []
         size = 0
         with store.read() as txn:
+            start = state.row.start
+            with suppress(EventLogError):
+                start = commit.require_stream(store, txn, state.row.name).start
+            dropped = start > max(at, state.row.start)
+            at = start if dropped else at
             cursor = txn.cursor(db=store.index)
-            positioned = cursor.set_range(resume)
+            positioned, first = _place(cursor, state.row.id, at)
+            resumes = first if dropped or (begun and first < at) else None
             while positioned and size < READ_BYTES and len(gathered) < READ_ENTRIES:
                 key, value = cursor.item()
-                if key > stop:
+                stream_id, first_offset = index.split_key(key)
+                if stream_id != state.row.id or first_offset >= state.end:
                     break
-                resume = key + b"\0"
-                _, first_offset = index.split_key(key)
                 try:
                     entry = index.unpack(first_offset, value, under=key)
                 except EventLogError as error:
                     gathered.append(_Unreadable(first_offset, error))
+                    at = first_offset + 1
                 else:
                     body = get_body(store, txn, entry.payload_id, size=entry.body_bytes)
-                    gathered.append((entry, value, body))
+                    gathered.append(_Found(entry, value, body, resumes))
                     size += len(body)
+                    at = max(entry.stop, first_offset + 1)
+                resumes = None
                 positioned = cursor.next()
         if not gathered:
             return
+        begun = True
         yield from gathered
+
+
+def _place(cursor: Any, stream_id: int, at: int) -> tuple[bool, int]:
+    """Put a cursor on the entry that holds `at`, else on the next one; returns its first offset.
+
+    An entry that holds `at` without beginning there was merged from several, or overlaps another:
+    as the walk has been here before, it is taken for merged.
+    """
+    target = index.key(stream_id, at)
+    positioned = cursor.set_range(target)
+    if positioned and cursor.key() == target:
+        return True, at
+    if cursor.prev() if positioned else cursor.last():
+        key, value = cursor.item()
+        found, first_offset = index.split_key(key)
+        if found == stream_id:
+            with suppress(EventLogError):
+                if index.unpack(first_offset, value, under=key).stop > at:
+                    return True, first_offset
+    positioned = cursor.set_range(target)
+    found, first_offset = index.split_key(cursor.key()) if positioned else (0, 0)
+    return positioned, first_offset if found == stream_id else at
 
 
 class _Walk:
@@ -117,11 +160,20 @@ class _Walk:
     def __init__(self, state: StreamState, report: Report) -> None:
         self._state = state
         self._report = report
-        self._next: int | None = state.row.start
+        self._next: int | None = state.row.start if state.entries else None
         self._running = -(2**63)
         self._previous: IndexEntry | None = None
         self._reached = 0
         self._run = 0
+
+    def resume(self, first_offset: int) -> None:
+        """Go on at an entry that is not where the walk was: merged since, or the first retained."""
+        self._next, self._previous = first_offset, None
+
+    def end(self) -> None:
+        """Nothing is left: the end must be reached, where the last entry could be read."""
+        if self._next is not None and self._next < self._state.end:
+            self._say("I1", "end", f"offsets [{self._next}, {self._state.end}) are in no entry")
 
     def unreadable(self, item: _Unreadable) -> None:
         """Go on past an entry that cannot be read: what depends on it is not known."""
@@ -168,7 +220,7 @@ class _Walk:
             elif stored.get("relation", relation) != relation:
                 what = f"schema version {schema_id} is one of relation {stored['relation']}"
                 self._say("schema", where, f"{what}, not of {relation}")
-            elif stored["offset"] > entry.first_offset:
+            elif stored["offset"] >= entry.stop:
                 what = f"schema version {schema_id} is younger, of offset {stored['offset']}"
                 self._say("schema", where, what)
 

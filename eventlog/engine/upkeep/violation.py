@@ -10,7 +10,8 @@ class Violation:
     """One broken invariant.
 
     `invariant` is `I1`, `I2`, `I4` or `I6` (DESIGN.md), or the part of the format that is damaged:
-    `format`, `meta`, `counters`, `index`, `payload`, `schema`, `consumer`, `staging`, `store`.
+    `format`, `meta`, `counters`, `head`, `index`, `payload`, `schema`, `consumer`, `staging`,
+    `ids`, `store`.
     `where` names the row, the entry or the payload; `what` is one sentence.
     """
 

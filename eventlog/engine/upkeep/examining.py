@@ -1,0 +1,118 @@
+"""Examining a log that may be broken: pages first, and only sound ones are handed to LMDB.
+
+::
+
+    pages       `lmdb.verify`: nothing but reading    broken: the walker tells what can be read
+    rows        opening the log                       refused: the same
+    the rest    the integrity check
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from eventlog.engine.directory import open_store, require_data
+from eventlog.engine.engine import now_us
+from eventlog.engine.locks import OpenLock
+from eventlog.engine.store import structure_faults
+from eventlog.engine.upkeep.check import Progress, check_store
+from eventlog.engine.upkeep.findings import gather
+from eventlog.engine.upkeep.pages import open_data
+from eventlog.engine.upkeep.salvage import Salvaged, salvage
+from eventlog.engine.upkeep.violation import Violation
+from eventlog.engine.upkeep.walker import Walker
+from eventlog.errors import DamagedLog, LogInUse, NotALog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Salvage:
+    """What can be made of a data file, and the file, open for reading its bodies.
+
+    `rows_bytes` is what all but the bodies takes.
+    """
+
+    walker: Walker
+    salvaged: Salvaged
+    rows_bytes: int
+
+
+def check_directory(directory: Path, *, progress: Progress | None = None) -> list[Violation] | None:
+    """Every violation of a log that must not be opened; None for one that may be.
+
+    Others cannot open the log meanwhile. One that is open elsewhere may be opened here too. Raises
+    NotALog where nothing of a log is there.
+    """
+    directory = directory.resolve()
+    require_data(directory)
+    try:
+        lock = OpenLock.alone(directory, doing="checking")
+    except LogInUse:
+        return None
+    try:
+        found = _pages(directory) or _opening(directory, lock)
+        if not found:
+            return None
+        with salvaged(directory, progress=progress) as salvage_:
+            return found + _told(salvage_.salvaged)
+    finally:
+        lock.release()
+
+
+def violations(
+    directory: Path, lock: OpenLock, *, progress: Progress | None = None
+) -> list[Violation]:
+    """What is wrong with a log that is held alone; where it must not be opened, only why."""
+    found = _pages(directory) or _opening(directory, lock)
+    if found:
+        return found
+    store = open_store(directory, create=False, now_us=now_us(), alone=lock)
+    try:
+        return check_store(store, progress=progress)
+    finally:
+        store.close()
+
+
+@contextmanager
+def salvaged(directory: Path, *, progress: Progress | None = None) -> Iterator[Salvage]:
+    """Read a damaged data file as far as it can be read, and decide what a sound one would be."""
+    with open_data(directory / "data.mdb") as file:
+        walker = Walker(file)
+        found = gather(walker, progress=progress)
+        decided = salvage(found, new_id=os.urandom(16), now_us=now_us())
+        values = (pair for small in found.values.values() for pair in small.items())
+        rows_bytes = sum(len(key) + len(value) for key, value in values)
+        yield Salvage(walker=walker, salvaged=decided, rows_bytes=rows_bytes)
+
+
+def _pages(directory: Path) -> list[Violation]:
+    return [
+        Violation(invariant="store", stream=None, where="data.mdb", what=what)
+        for what in structure_faults(directory / "data.mdb")
+    ]
+
+
+def _opening(directory: Path, lock: OpenLock) -> list[Violation]:
+    try:
+        open_store(directory, create=False, now_us=now_us(), alone=lock).close()
+    except (DamagedLog, NotALog) as error:
+        return [Violation(invariant="store", stream=None, where="opening", what=f"{error}")]
+    return []
+
+
+def _told(found: Salvaged) -> list[Violation]:
+    lost = [
+        Violation(
+            invariant="I1",
+            stream=gone.stream,
+            where=f"offsets [{gone.start}, {gone.stop})",
+            what=f"they are lost: {gone.why}",
+        )
+        for gone in found.lost
+    ]
+    rest = [f"it is damaged or gone, and a repair rebuilds it: {what}" for what in found.rebuilt]
+    rest += [f"it is damaged or gone, and a repair drops it: {what}" for what in found.dropped]
+    return lost + [Violation(invariant="meta", stream=None, where="rows", what=w) for w in rest]

@@ -1,0 +1,295 @@
+"""Salvage: what a sound log would be, out of what can still be read of a damaged one.
+
+::
+
+    format, identity, counters     kept, else made anew
+    streams                        kept; one whose row is gone is made anew, as numbers are dense
+    entries and bodies             see `eventlog.engine.upkeep.mending`
+    schema versions                kept, under dense numbers; records under a lost one are lost
+    consumers, sources, ids        kept, else dropped and named
+    owners and their staging       dropped, as those of the dead always are
+
+Rows of a newer version are never dropped: LogVersionError. Pure: nothing here reads or writes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from eventlog.engine import ids, index, rows
+from eventlog.engine.directory import FORMAT_NUMBER
+from eventlog.engine.index import IndexEntry
+from eventlog.engine.rows import ConsumerRow, OwnerRow, StreamRow
+from eventlog.engine.sealed import unseal
+from eventlog.engine.upgrade import FEATURES
+from eventlog.engine.upkeep.findings import BodyFacts, Findings
+from eventlog.engine.upkeep.mending import LostRange
+from eventlog.engine.upkeep.salvage_stream import (
+    BodyOf,
+    SalvagedStream,
+    StreamParts,
+    salvage_stream,
+)
+from eventlog.errors import DamagedLog, LogVersionError, NotALog
+
+_PAIR = struct.Struct(">II")
+_PLACEHOLDER = "recovered"
+"""What a stream is called, with its number, whose name is gone."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Salvaged:
+    """A sound log, and what of the damaged one is gone or was rebuilt."""
+
+    meta: dict[bytes, dict[str, Any]] = field(default_factory=dict)
+    streams: list[SalvagedStream] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    rebuilt: list[str] = field(default_factory=list)
+
+    @property
+    def lost(self) -> list[LostRange]:
+        return [gone for stream in self.streams for gone in stream.lost]
+
+
+def salvage(found: Findings, *, new_id: bytes, now_us: int) -> Salvaged:
+    """Decide what the repaired log is; `new_id` is its identity where its own is gone.
+
+    Raises NotALog where nothing of a log is left, LogVersionError where a newer version wrote it.
+    """
+    if not found.bodies and not any(found.values.values()):
+        raise NotALog(
+            "nothing of an event log is left in this data.mdb", hint="restore it from a copy"
+        )
+    done = Salvaged()
+    if found.meta_damaged:
+        done.dropped.append("the last commit, perhaps: one of the two meta pages is damaged")
+    for name in found.unknown:
+        done.dropped.append(f"database {name!r}, which this version does not know")
+    meta, damaged = _unsealed(found.values["meta"])
+    counted = _format(done, meta)
+    _identity(done, meta, new_id, now_us)
+    counters = meta.get(rows.COUNTERS_KEY)
+    if counters is None:
+        done.rebuilt.append("the counters")
+    streams = _streams(done, found, meta, damaged, counters, counted=counted, now_us=now_us)
+    _share_out(done, found, meta, damaged, streams)
+    body_of = _bodies(found)
+    for number in sorted(streams):
+        stream = salvage_stream(streams[number], body_of)
+        done.streams.append(stream)
+        done.dropped += stream.dropped
+        done.rebuilt += stream.rebuilt
+    owners = [rows.load_row(OwnerRow, m) for k, m in meta.items() if k.startswith(rows.OWNER_KEYS)]
+    done.meta[rows.COUNTERS_KEY] = {
+        **(counters or {}),
+        "stream": max([0, *streams]) + 1,
+        "owner": max([(counters or {}).get("owner", 1), *[row.id + 1 for row in owners]]),
+    }
+    return done
+
+
+def _unsealed(stored: Mapping[bytes, bytes]) -> tuple[dict[bytes, dict[str, Any]], list[bytes]]:
+    """The maps that can be read, and the keys of the others."""
+    found: dict[bytes, dict[str, Any]] = {}
+    damaged = []
+    for key, value in stored.items():
+        try:
+            found[key] = unseal(key, value)
+        except DamagedLog:
+            damaged.append(key)
+    return found, damaged
+
+
+def _format(done: Salvaged, meta: Mapping[bytes, Mapping[str, Any]]) -> bool:
+    """Decide the row of the format; returns whether streams' rows have heads."""
+    found = meta.get(rows.FORMAT_KEY)
+    if found is None:
+        done.rebuilt.append("the row of the format")
+        found = {"number": FORMAT_NUMBER, "must_know": [], "may_ignore": []}
+        counted = any("end" in m for k, m in meta.items() if k.startswith(rows.STREAM_KEYS))
+    else:
+        counted = "heads" in found["must_know"]
+    unknown = set(found["must_know"]) - set(FEATURES)
+    if found["number"] != FORMAT_NUMBER or unknown:
+        raise LogVersionError(
+            f"a newer version wrote this log: its format is number {found['number']}, with "
+            f"{', '.join(sorted(unknown)) or 'no features'} that this version does not know",
+            hint="repair it with that version of eventlog-cdc",
+        )
+    features = sorted({*found["must_know"], *FEATURES})
+    done.meta[rows.FORMAT_KEY] = {**found, "must_know": features}
+    return counted
+
+
+def _identity(
+    done: Salvaged, meta: Mapping[bytes, Mapping[str, Any]], new_id: bytes, now_us: int
+) -> None:
+    found = meta.get(rows.LOG_KEY)
+    if found is None or len(found.get("id", b"")) != 16 or found.get("generation", 0) < 1:
+        done.dropped.append("the identity of the log: it has a new one, of generation 1")
+        found = {"id": new_id, "created_us": now_us, "generation": 1, "covers": {}}
+    done.meta[rows.LOG_KEY] = dict(found)
+
+
+def _streams(
+    done: Salvaged,
+    found: Findings,
+    meta: Mapping[bytes, dict[str, Any]],
+    damaged: Iterable[bytes],
+    counters: Mapping[str, Any] | None,
+    *,
+    counted: bool,
+    now_us: int,
+) -> dict[int, StreamParts]:
+    """All streams that there ever were, by number; those without a row are made anew."""
+    streams: dict[int, StreamParts] = {}
+    nameless = [_text(k.removeprefix(rows.STREAM_KEYS)) for k in damaged if _is_stream(k)]
+    for key, stored in meta.items():
+        if not _is_stream(key):
+            continue
+        row: StreamRow = rows.load_row(StreamRow, stored)
+        if rows.STREAM_KEYS + row.name.encode() == key and row.id not in streams:
+            streams[row.id] = StreamParts(row=row, counted=counted)
+        else:
+            nameless.append(_text(key.removeprefix(rows.STREAM_KEYS)))
+    top = max([0, *streams])
+    if counters is not None:
+        top = max(top, int(counters.get("stream", 1)) - 1)
+    else:
+        top = max(top, *_numbers_seen(found), 0)
+    missing = [number for number in range(1, top + 1) if number not in streams]
+    taken = {parts.row.name for parts in streams.values()}
+    for number in missing:
+        former = [f for f in found.former if f.id == number and f.name not in taken]
+        known = len({(f.name, f.kind) for f in former}) == 1
+        if known:
+            row = StreamRow(**former[0]._asdict())
+        else:
+            sure = len(missing) == 1 and len(nameless) == 1
+            name = nameless[0] if sure else f"{_PLACEHOLDER}-{number}"
+            row = StreamRow(id=number, name=name, kind="events", created_us=now_us)
+        taken.add(row.name)
+        nameless = [name for name in nameless if name != row.name]
+        streams[number] = StreamParts(row=row, made_anew=True, kind_known=known)
+    done.dropped += [
+        f"the name of stream {name!r}: its row is damaged, and does not tell which one it was"
+        for name in nameless
+    ]
+    return streams
+
+
+def _numbers_seen(found: Findings) -> Iterable[int]:
+    """Numbers of streams that entries, schema versions and consumers stand under."""
+    seen = {0}
+    for name in ("index", "schema", "consumer"):
+        for key, value in found.values[name].items():
+            if _proves_itself(name, key, value):
+                seen.add(int.from_bytes(key[:4], "big"))
+    return seen
+
+
+def _proves_itself(name: str, key: bytes, value: bytes) -> bool:
+    try:
+        index.unpack(0, value, under=key) if name == "index" else unseal(key, value)
+    except DamagedLog:
+        return False
+    return len(key) > 4
+
+
+def _share_out(
+    done: Salvaged,
+    found: Findings,
+    meta: Mapping[bytes, dict[str, Any]],
+    damaged: Iterable[bytes],
+    streams: Mapping[int, StreamParts],
+) -> None:
+    """Give each stream what belongs to it."""
+    homeless: dict[str, int] = {}
+
+    def home(key: bytes, kind: str) -> StreamParts | None:
+        parts = streams.get(int.from_bytes(key[:4], "big"))
+        if parts is None:
+            homeless[kind] = homeless.get(kind, 0) + 1
+        return parts
+
+    for key, value in found.values["index"].items():
+        if len(key) == 12 and (parts := home(key, "entries")):
+            _take_entry(parts, key, value)
+    schemas, bad_schemas = _unsealed(found.values["schema"])
+    for key in (*schemas, *bad_schemas):
+        if len(key) == _PAIR.size and (parts := home(key, "schema versions")):
+            number = _PAIR.unpack(key)[1]
+            if isinstance(schemas.get(key, {}).get("offset"), int):
+                parts.schemas[number] = schemas[key]
+            else:
+                parts.damaged_schemas.add(number)
+    consumers, bad_consumers = _unsealed(found.values["consumer"])
+    for key in (*consumers, *bad_consumers):
+        if len(key) > 4 and (parts := home(key, "consumers")):
+            if {"offset", "epoch"} <= consumers.get(key, {}).keys():
+                parts.consumers[_text(key[4:])] = rows.load_row(ConsumerRow, consumers[key])
+            else:
+                parts.damaged_consumers.append(_text(key[4:]))
+    by_name = {parts.row.name: parts for parts in streams.values()}
+    for key in (*meta, *damaged):
+        if key.startswith(rows.SOURCE_KEYS):
+            _take_source(done, by_name, _text(key.removeprefix(rows.SOURCE_KEYS)), meta.get(key))
+    for key, value in found.values["ids"].items():
+        if (known := ids.stored_id(key, value)) and (parts := home(key, "ids")):
+            digest, offset, sequence = known
+            parts.ids[sequence] = digest, offset
+    for kind, count in homeless.items():
+        done.dropped.append(f"{count} {kind} of streams that were never made")
+
+
+def _take_entry(parts: StreamParts, key: bytes, value: bytes) -> None:
+    _, first_offset = index.split_key(key)
+    try:
+        parts.entries[first_offset] = index.unpack(first_offset, value, under=key)
+    except DamagedLog:
+        parts.damaged_entries.append(first_offset)
+
+
+def _take_source(
+    done: Salvaged,
+    by_name: Mapping[str, StreamParts],
+    name: str,
+    stored: Mapping[str, Any] | None,
+) -> None:
+    parts = by_name.get(name)
+    if parts is None:
+        done.dropped.append(f"the state of the source {name!r}, whose stream is not there")
+    elif stored is None or not isinstance(stored.get("position", 0), int):
+        parts.damaged_source = True
+    else:
+        parts.source = stored
+
+
+def _bodies(found: Findings) -> BodyOf:
+    anywhere = {(facts.checksum, facts.size): facts for facts in found.bodies.values()}
+
+    def body_of(entry: IndexEntry) -> BodyFacts | str:
+        wanted = entry.payload_checksum, entry.body_bytes
+        facts = found.bodies.get(entry.payload_id)
+        if facts is None or (facts.checksum, facts.size) != wanted:
+            facts = anywhere.get(wanted) or found.strays.get(wanted)
+        if facts is not None and facts.count == entry.slots:
+            return facts
+        if entry.payload_id in found.unusable:
+            return f"their payload is damaged: {found.unusable[entry.payload_id]}"
+        if entry.payload_id in found.bodies:
+            return "the payload under their number is another one"
+        return "their payload is gone"
+
+    return body_of
+
+
+def _is_stream(key: bytes) -> bool:
+    return key.startswith(rows.STREAM_KEYS)
+
+
+def _text(stored: bytes) -> str:
+    return stored.decode("utf-8", "backslashreplace")
