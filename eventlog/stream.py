@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from eventlog.changes.change_view import ChangeView
 from eventlog.changes.cut import At, microseconds, offset_of
 from eventlog.changes.event_view import EventView
-from eventlog.changes.records import Records
+from eventlog.changes.records import Damages, Records
 from eventlog.changes.schemas import SchemaHistory
 from eventlog.changes.table_choice import named_at, selected_by_name
 from eventlog.codecs.events import CODEC, Encoders, key_text
 from eventlog.engine import Append, Engine, Plan, StreamKind, batch_of_one, now_us
+from eventlog.engine.rows import TIME_MIN
 from eventlog.errors import UsageError
 from eventlog.following import MAX_ROWS, Following
 from eventlog.outbox import Outbox, id_text, require_events, tombstone_without_key
+from eventlog.quantities import byte_count, duration_us
 
 if TYPE_CHECKING:
     from eventlog.consumer import Consumer
+    from eventlog.engine.upkeep.retain import Retained
 
 Until = Literal["current"] | int | None
 
@@ -127,15 +130,24 @@ class Stream:
         table: str | None = None,
         columns: Sequence[str] | None = None,
         fill: bool = False,
+        damaged: Literal["raise", "skip"] = "raise",
     ) -> Records[Any, Any]:
         """The records of `[start, stop)`, lazily; the end is fixed now, and stays.
 
         `table` selects one table, or several by a pattern such as `public.*`: the relations that
         bear the name at `stop`, followed across renames. Its control records and `data_loss`
         records come along. `columns` limits rows to these. `fill` takes UNCHANGED values from the
-        row's own history, for which the stream is read from its start. Raises OffsetOutOfRange,
-        OffsetsDropped, UnknownTable, UnknownColumn.
+        row's own history, for which the stream is read from its start. A damaged batch raises
+        DamagedLog, naming its offsets; `damaged="skip"` reads on past it, and the result's
+        `damaged` lists what was passed over. Raises OffsetOutOfRange, OffsetsDropped, UnknownTable,
+        UnknownColumn.
         """
+        if damaged == "skip" and fill:
+            raise UsageError(
+                "values cannot be filled from a history that may have holes",
+                hint="leave out fill, or read undamaged ranges",
+            )
+        damages = Damages() if damaged == "skip" else None
         first, last = self._engine.checked_range(
             self.name,
             None if start is None else offset_of(self._engine, self.name, start),
@@ -143,7 +155,8 @@ class Stream:
         )
         if self.kind == "events":
             self._refuse_tables(table, columns)
-            return Records(EventView(self._engine, self.name), self.name, first, last)
+            events = EventView(self._engine, self.name, damaged=damages)
+            return Records(events, self.name, first, last, damages=damages)
         choice = named_at(self._schemas, table, columns, last)
         view = ChangeView(
             self._engine,
@@ -152,8 +165,9 @@ class Stream:
             table=choice.table,
             columns=columns,
             fill=fill,
+            damaged=damages,
         )
-        return Records(view, self.name, first, last)
+        return Records(view, self.name, first, last, damages=damages)
 
     def follow(
         self,
@@ -192,6 +206,52 @@ class Stream:
             return EventView(self._engine, self.name)
         selection = selected_by_name(self._schemas, table, columns, self.end)
         return ChangeView(self._engine, self._schemas, selection=selection, columns=columns)
+
+    # Retention
+
+    def retain(
+        self,
+        *,
+        below: At | None = None,
+        older_than: str | None = None,
+        max_bytes: str | int | None = None,
+        force: bool = False,
+        dry_run: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Retained:
+        """Drop the oldest events: below an offset or time, or beyond an age or a size.
+
+        `older_than` (as in `"30d"`) counts back from the newest event, in event time; `max_bytes`
+        (a number, or as in `"10GB"`) is what the stored batches may take. What one of them names
+        goes, in whole batches, never more. What a consumer has not passed stays, unless `force`.
+        Readers that are still there get OffsetsDropped. Raises UsageError for a captured stream,
+        and without any limit.
+        """
+        from eventlog.engine.upkeep.retain import below_for_bytes, retain
+
+        limits = []
+        if below is not None:
+            limits.append(offset_of(self._engine, self.name, below))
+        if older_than is not None:
+            newest = self._engine.stream(self.name).time_running_max
+            age = duration_us(older_than)
+            limits.append(self._engine.offset_at(self.name, max(newest - age, TIME_MIN)))
+        if max_bytes is not None:
+            kept = byte_count(max_bytes)
+            limits.append(below_for_bytes(self._engine.store, self.name, kept))
+        if not limits:
+            raise UsageError(
+                f"nothing says what stream {self.name!r} shall keep",
+                hint="give one of --below, --older-than and --max-bytes",
+            )
+        return retain(
+            self._engine.store,
+            self.name,
+            below=max(limits),
+            force=force,
+            dry_run=dry_run,
+            progress=progress,
+        )
 
     # Consuming
 

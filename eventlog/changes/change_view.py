@@ -15,6 +15,7 @@ from eventlog.changes.reading import Selection, pieces
 from eventlog.changes.schema import Schema
 from eventlog.changes.schemas import SchemaHistory
 from eventlog.engine import Engine
+from eventlog.engine.scan import Damaged
 from eventlog.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class ChangeView:
 
     `selection` None selects everything. `table` is the schema version at the cut, where one table
     was named. With `fill`, UNCHANGED values are taken from the row's history, which is read from
-    the stream's start.
+    the stream's start. `damaged` is told of what is passed over as damaged.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class ChangeView:
         table: Schema | None = None,
         columns: Sequence[str] | None = None,
         fill: bool = False,
+        damaged: Damaged | None = None,
     ) -> None:
+        self._damaged = damaged
         self._engine = engine
         self._history = history
         self._selection = selection
@@ -89,7 +92,14 @@ class ChangeView:
         )
 
     def _located(self, start: int, stop: int) -> Iterator[Located]:
-        found = pieces(self._engine, self._history, start, stop, selection=self._selection)
+        found = pieces(
+            self._engine,
+            self._history,
+            start,
+            stop,
+            selection=self._selection,
+            damaged=self._damaged,
+        )
         for piece in found:
             moments, schemas, reader = piece.moments(), piece.schemas, piece.codec
             for offset, raw in piece.changes():

@@ -11,6 +11,7 @@ from eventlog.changes.cut import utc
 from eventlog.changes.decoding import json_line, json_value
 from eventlog.changes.event import Event
 from eventlog.engine import Engine
+from eventlog.engine.scan import Damaged
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,15 +27,19 @@ class StoredEvent(NamedTuple):
 
 
 class EventView:
-    """All events of a stream."""
+    """All events of a stream. `damaged` is told of what is passed over."""
 
-    def __init__(self, engine: Engine, stream: str) -> None:
+    def __init__(self, engine: Engine, stream: str, *, damaged: Damaged | None = None) -> None:
         self._engine = engine
         self._stream = stream
+        self._damaged = damaged
 
     def items(self, start: int, stop: int) -> Iterator[StoredEvent]:
         """Walk the events. Raises DamagedLog or CodecNotInstalled."""
-        for stretch in self._engine.scan(self._stream, start, stop, lambda entry: True):
+        walk = self._engine.scan(
+            self._stream, start, stop, lambda entry: True, damaged=self._damaged
+        )
+        for stretch in walk:
             entry, payload = stretch.entry, stretch.payload
             assert payload is not None
             decode = codec(payload.codec).decode

@@ -16,6 +16,7 @@ from eventlog.changes.schema import Schema
 from eventlog.changes.schemas import SchemaHistory
 from eventlog.engine import Engine, IndexEntry
 from eventlog.engine.payload import Payload
+from eventlog.engine.scan import Damaged
 from eventlog.errors import DamagedLog
 
 Selection: TypeAlias = Callable[[Schema], bool]
@@ -77,10 +78,12 @@ def pieces(
     stop: int,
     *,
     selection: Selection | None = None,
+    damaged: Damaged | None = None,
 ) -> Iterator[Piece]:
     """Walk `[start, stop)` of a captured stream, in order.
 
-    Raises DamagedLog or CodecNotInstalled when it comes to such a payload.
+    Raises DamagedLog, unless `damaged` is told instead, or CodecNotInstalled when it comes to such
+    a payload.
     """
     chosen: dict[int, bool] = {}
 
@@ -96,7 +99,7 @@ def pieces(
             return True
         return any(is_chosen(schema_id) for _, schema_id in entry.relations)
 
-    for stretch in engine.scan(history.stream, start, stop, wanted):
+    for stretch in engine.scan(history.stream, start, stop, wanted, damaged=damaged):
         if stretch.payload is None:
             continue
         entry = stretch.entry

@@ -6,11 +6,11 @@ Captured and event streams differ in what an item is and how it is shown; a `Vie
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from eventlog.changes.arrow import Conversion, Unfit, frame
 from eventlog.changes.decoding import json_line
-from eventlog.errors import UsageError
+from eventlog.errors import DamagedLog, UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,6 +22,26 @@ BATCH_ROWS = 10_000
 
 Item = TypeVar("Item", bound=tuple[Any, ...])
 Record = TypeVar("Record", covariant=True)
+
+
+class Damage(NamedTuple):
+    """Offsets `[start, stop)` that could not be read, and why."""
+
+    start: int
+    stop: int
+    why: str
+
+
+class Damages:
+    """What was found damaged and passed over, each stretch once."""
+
+    def __init__(self) -> None:
+        self.found: list[Damage] = []
+
+    def __call__(self, start: int, stop: int, error: DamagedLog) -> None:
+        damage = Damage(start, stop, str(error))
+        if damage not in self.found:
+            self.found.append(damage)
 
 
 class View(Protocol[Item, Record]):
@@ -97,10 +117,20 @@ class Batch(Generic[Item, Record]):
 class Records(Generic[Item, Record]):
     """The records of `[start, stop)`: nothing is read before it is iterated, which may be repeated.
 
-    A range may hold fewer records than offsets.
+    A range may hold fewer records than offsets. `damaged` lists what the iterations so far passed
+    over as damaged, where that was asked for.
     """
 
-    def __init__(self, view: View[Item, Record], stream: str, start: int, stop: int) -> None:
+    def __init__(
+        self,
+        view: View[Item, Record],
+        stream: str,
+        start: int,
+        stop: int,
+        *,
+        damages: Damages | None = None,
+    ) -> None:
+        self.damaged: list[Damage] = [] if damages is None else damages.found
         self.stream = stream
         self.start = start
         self.stop = stop

@@ -29,6 +29,7 @@ _OWN = {
         "compact",
         "read",
         "repair",
+        "retain",
         "snapshot",
         "streams",
         "tail",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from eventlog.cli.options import json_option, log_option, open_log
-from eventlog.cli.printing import Columns, write_lines
+from eventlog.cli.printing import Columns, one_line, write_lines
 from eventlog.cli.records import headings, rows
 
 
@@ -17,14 +18,23 @@ from eventlog.cli.records import headings, rows
 @click.option("--stop", metavar="B", help="Offset or time to stop before; default: the end.")
 @click.option("--table", metavar="T", help="Only this table, or tables such as 'public.*'.")
 @click.option("--fill", is_flag=True, help="Take unchanged values from the row's history.")
+@click.option(
+    "--skip-damaged",
+    "skip_damaged",
+    is_flag=True,
+    help="Read on past damaged batches, and exit with 1 after naming them.",
+)
 @log_option
 @json_option
+@click.pass_context
 def read(
+    ctx: click.Context,
     stream: str,
     start: str | None,
     stop: str | None,
     table: str | None,
     fill: bool,
+    skip_damaged: bool,
     log_dir: Path,
     as_json: bool,
 ) -> None:
@@ -34,8 +44,13 @@ def read(
     """
     with open_log(log_dir) as log:
         source = log.stream(stream)
-        found = source.read(start, stop, table=table, fill=fill)
+        damaged: Literal["raise", "skip"] = "skip" if skip_damaged else "raise"
+        found = source.read(start, stop, table=table, fill=fill, damaged=damaged)
         if as_json:
             write_lines(found.json_lines())
         else:
             Columns(*headings(source.kind)).write(rows(source.kind, found.as_json()))
+    for first, end, why in found.damaged:
+        click.echo(one_line(f"offsets [{first}, {end}) were passed over: {why}"), err=True)
+    if found.damaged:
+        ctx.exit(1)

@@ -1,0 +1,61 @@
+"""`eventlog retain`: drop the oldest events of a stream, by age, size or offset."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from eventlog.cli.options import json_option, log_option, open_log
+from eventlog.cli.printing import write_json
+from eventlog.cli.progress import bar
+
+
+@click.command(epilog="Example: eventlog retain clicks --older-than 30d --max-bytes 10GB")
+@click.argument("stream")
+@click.option("--older-than", "older_than", metavar="AGE", help="Drop what is older, as in 30d.")
+@click.option("--max-bytes", "max_bytes", metavar="SIZE", help="Keep this much, as in 10GB.")
+@click.option("--below", metavar="OFFSET|TIME", help="Drop what lies below.")
+@click.option("--force", is_flag=True, help="Drop also what a consumer has not read yet.")
+@click.option("--dry-run", "dry_run", is_flag=True, help="Only tell what would be dropped.")
+@log_option
+@json_option
+def retain(
+    stream: str,
+    older_than: str | None,
+    max_bytes: str | None,
+    below: str | None,
+    force: bool,
+    dry_run: bool,
+    log_dir: Path,
+    as_json: bool,
+) -> None:
+    """Drop the oldest events of STREAM: whatever one of the options names.
+
+    An age is counted back from the newest event, in event time. Whole batches are dropped, never
+    more than asked; what a consumer has yet to read stays. Their space is used again by what is
+    appended next; `eventlog compact` gives it back.
+    """
+    with open_log(log_dir) as log, bar("dropping") as progress:
+        done = log.stream(stream).retain(
+            below=below,
+            older_than=older_than,
+            max_bytes=max_bytes,
+            force=force,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    if as_json:
+        write_json({**dataclasses.asdict(done), "dry_run": dry_run})
+        return
+    verb = "would drop" if dry_run else "dropped"
+    click.echo(
+        f"{verb} {done.offsets:,} offsets, {done.bytes:,} bytes of {stream!r}; "
+        f"it holds [{done.start}, {done.end})"
+    )
+    if done.held_by:
+        click.echo(
+            f"kept for {', '.join(done.held_by)}: up to {done.asked} was asked for "
+            "(--force drops it all the same)"
+        )

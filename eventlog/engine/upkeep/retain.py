@@ -1,0 +1,145 @@
+"""Retention: drop the oldest batches of an event stream, in small commits.
+
+Whole batches go: the stream then begins where the first one that stays begins, at or below the
+offset asked for. Nothing goes that a consumer has not passed, unless forced. Every commit drops at
+most BATCHES and moves the stream's start, so that a crash leaves a stream that begins somewhere in
+between. Freed pages are used again by what is appended next; `compact` gives them back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from eventlog.engine import commit, index, payload_store, rows
+from eventlog.engine.group import PAUSE_S
+from eventlog.engine.index import IndexEntry
+from eventlog.engine.rows import StreamRow
+from eventlog.engine.scan import entries_from, entry_before
+from eventlog.engine.store import Store, Txn
+from eventlog.errors import UsageError
+
+BATCHES = 64
+"""Dropped by one commit: some milliseconds (LMDB.md)."""
+
+Progress = Callable[[int, int], None]
+"""Told of the offsets passed so far, and of all that will be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retained:
+    """What a retention did: `[start, end)` is what is left.
+
+    `offsets` and `bytes` (as stored) were dropped. `asked` is the offset below which all should go,
+    `held_by` the consumers that kept it from being reached.
+    """
+
+    start: int
+    end: int
+    asked: int
+    offsets: int
+    bytes: int
+    held_by: tuple[str, ...] = ()
+
+
+def retain(
+    store: Store,
+    stream: str,
+    *,
+    below: int,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Retained:
+    """Drop what lies below an offset, as far as consumers have passed it.
+
+    With `dry_run` only tells. Raises UsageError for a captured stream.
+    """
+    with store.read() as txn:
+        first = commit.require_stream(store, txn, stream)
+        _require_events(first)
+        limit, held_by = _limit(store, txn, first, below, force=force)
+        dropped = list(entries_from(store, txn, first.id, first.start, limit)) if dry_run else []
+    if dry_run:
+        gone = [entry for entry in dropped if entry.stop <= limit]
+        return Retained(
+            start=gone[-1].stop if gone else first.start,
+            end=first.end,
+            asked=below,
+            offsets=sum(entry.records for entry in gone),
+            bytes=sum(entry.body_bytes for entry in gone),
+            held_by=held_by,
+        )
+    at, size = first.start, 0
+    while True:
+        with store.write() as txn:
+            row = commit.require_stream(store, txn, stream)
+            limit, held_by = _limit(store, txn, row, below, force=force)
+            start, gone_bytes = _drop(store, txn, row, limit)
+        size += gone_bytes
+        if start == row.start:
+            break
+        at = start
+        if progress is not None:
+            progress(at - first.start, max(limit - first.start, 1))
+        time.sleep(PAUSE_S)
+    return Retained(
+        start=row.start,
+        end=row.end,
+        asked=below,
+        offsets=at - first.start,
+        bytes=size,
+        held_by=held_by,
+    )
+
+
+def below_for_bytes(store: Store, stream: str, bytes_max: int) -> int:
+    """The offset from which on the stored bodies of a stream take at most that many bytes."""
+    with store.read() as txn:
+        row = commit.require_stream(store, txn, stream)
+        at, size = row.end, 0
+        while at > row.start:
+            entry = entry_before(store, txn, row.id, at - 1)
+            if entry is None or size + entry.body_bytes > bytes_max:
+                break
+            size += entry.body_bytes
+            at = entry.first_offset
+        return at
+
+
+def _require_events(row: StreamRow) -> None:
+    if row.kind != "events":
+        raise UsageError(
+            f"stream {row.name!r} is captured: its tables are rebuilt from all of its history",
+            hint="retention is for event streams",
+        )
+
+
+def _limit(
+    store: Store, txn: Txn, row: StreamRow, below: int, *, force: bool
+) -> tuple[int, tuple[str, ...]]:
+    """How far may be dropped, and the consumers that stand in the way of more."""
+    limit = min(below, row.end)
+    consumers = [] if force else rows.consumer_rows(store, txn, row)
+    held_by = tuple(name for name, consumer in consumers if consumer.offset < limit)
+    return min([limit, *(consumer.offset for _, consumer in consumers)]), held_by
+
+
+def _drop(store: Store, txn: Txn, row: StreamRow, limit: int) -> tuple[int, int]:
+    """Drop up to BATCHES entries that end at or below `limit`; returns the new start and bytes."""
+    gone: list[IndexEntry] = []
+    for entry in entries_from(store, txn, row.id, row.start, limit):
+        if entry.stop > limit or len(gone) == BATCHES:
+            break
+        gone.append(entry)
+    if not gone:
+        return row.start, 0
+    for entry in gone:
+        txn.delete(index.key(row.id, entry.first_offset), db=store.index)
+        payload_store.delete_body(store, txn, entry.payload_id, size=entry.body_bytes)
+    start = gone[-1].stop
+    # A run that lost entries is not merged any more.
+    tail = row.tail if not row.tail or row.tail[0][1] >= start else ()
+    rows.write_stream(store, txn, replace(row, start=start, tail=tail))
+    return start, sum(entry.body_bytes for entry in gone)

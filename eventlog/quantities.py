@@ -1,0 +1,43 @@
+"""Durations and sizes as people write them: `3d`, `90m`, `10GB`."""
+
+from __future__ import annotations
+
+import re
+
+from eventlog.errors import UsageError
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d|w)")
+_MICROSECONDS = {
+    "us": 1,
+    "ms": 1_000,
+    "s": 1_000_000,
+    "m": 60_000_000,
+    "h": 3_600_000_000,
+    "d": 86_400_000_000,
+    "w": 604_800_000_000,
+}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+
+
+def duration_us(text: str) -> int:
+    """µs of a duration such as `90s`, `15m`, `1.5h`, `3d` or `2w`. Raises UsageError."""
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(
+            f"{text!r} is no duration", hint="write a number and one of s, m, h, d, w, as in 30d"
+        )
+    return round(float(found[1]) * _MICROSECONDS[found[2]])
+
+
+def byte_count(size: str | int) -> int:
+    """Bytes of a size such as `500MB` (10⁶), `2GiB` (2³⁰) or a plain number. Raises UsageError."""
+    if isinstance(size, int) and not isinstance(size, bool):
+        if size >= 0:
+            return size
+        raise UsageError(f"{size} bytes are no size", hint="give a size of 0 or more")
+    found = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
+    if found is None:
+        raise UsageError(f"{size!r} is no size", hint="write bytes, or as in 500MB or 2GiB")
+    base = 1024 if found[3] else 1000
+    power = " kmgt".index(found[2].lower() or " ")
+    return int(float(found[1]) * base**power)
