@@ -168,13 +168,10 @@ def test_a_transaction_over_many_small_batches_stays_one(engine: Engine) -> None
 def test_merged_batches_of_a_compressed_stream_are_compressed(engine: Engine) -> None:
     engine.create_stream("s", "events", compression="zstd")
     for number in range(600):
-        append(
-            engine,
-            batch_of_one(2, b'{"page": "/home/%s", "n": %d}' % (b"x" * 90, number), time_us=number),
-        )
+        append(engine, batch_of_one(2, b"%s %d" % (b"/home" * 20, number), time_us=number))
     large = [entry for entry in entries(engine) if entry.raw_bytes > 4000]
     assert large and all(entry.body_bytes < entry.raw_bytes / 2 for entry in large)
-    assert [record[-4:-1] for _, record, *_ in found(engine)][-1] == b"599"
+    assert [record[-3:] for _, record, *_ in found(engine)][-1] == b"599"
 
 
 @pytest.mark.parametrize("harm", ["payload", "index"])
