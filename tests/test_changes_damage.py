@@ -12,7 +12,7 @@ import pytest
 import eventlog
 from eventlog.changes.change import Op
 from eventlog.codecs.control import CODEC, control_record
-from eventlog.engine import Append, Plan, Transactions, batch_of, rows
+from eventlog.engine import Append, Plan, SourceUpdate, Transactions, batch_of, rows
 from eventlog.errors import CodecNotInstalled, DamagedLog, LogVersionError, OffsetsDropped
 from tests.fix_log import INT, MadeSource, column, control, insert
 
@@ -27,7 +27,11 @@ def bad(tmp_path: Path) -> Iterator[eventlog.Log]:
 def append(log: eventlog.Log, stream: str, codec: int, record: bytes, relation: int = -1) -> None:
     pairs = ((relation, 0),) if relation >= 0 else ()
     batch = batch_of(codec, [record], Transactions.one(time_us=0), relations=pairs)
-    log.engine.commit(Plan(appends=[Append(stream=stream, batches=[batch])]))
+    row = log.engine.stream(stream)
+    sources = []
+    if row.kind == "captured":
+        sources = [SourceUpdate(stream=stream, writer_epoch=row.writer_epoch, state={})]
+    log.engine.commit(Plan(appends=[Append(stream=stream, batches=[batch])], sources=sources))
 
 
 def test_a_codec_that_is_not_installed_is_named(bad: eventlog.Log) -> None:

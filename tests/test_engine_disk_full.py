@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from eventlog.engine import Append, Engine, Plan, Transactions, batch_of, check
+from eventlog.engine.upkeep.retain import retain
 from eventlog.errors import DiskFull, WriterActive
 
 MEGABYTE = 1 << 20
@@ -26,7 +27,7 @@ def append(engine: Engine, size: int) -> int:
 def fill(engine: Engine, size: int) -> tuple[int, DiskFull]:
     """Append until the disk is full; returns the stream's end, and the error."""
     stop = engine.bounds("s")[1]
-    for _ in range(200):
+    for _ in range(MEGABYTE):
         try:
             stop = append(engine, size)
         except DiskFull as error:
@@ -145,3 +146,16 @@ def test_an_owner_that_could_not_be_stored_holds_no_lock(
     owner = engine.appender("s")
     assert owner.id == 1
     owner.close()
+
+
+@pytest.mark.parametrize("sizes", [(300_000, 30_000, 3_000, 300), (3_000,), (100,)])
+def test_retention_makes_room_on_a_full_disk(small_disk: Path, sizes: tuple[int, ...]) -> None:
+    with Engine.open(small_disk / "log", create=True) as engine:
+        engine.create_stream("s", "events")
+        for size in sizes:
+            stop, _ = fill(engine, size)
+        done = retain(engine.store, "s", below=stop // 2)
+        assert 0 < done.start <= stop // 2 and engine.bounds("s") == (done.start, stop)
+        assert append(engine, sizes[-1]) == stop + 1
+        assert append(engine, sizes[0]) == stop + 2
+        assert check(engine) == []

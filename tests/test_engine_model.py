@@ -75,8 +75,9 @@ class Model:
         return range(before, len(rows))
 
     def offset_at(self, stream: str, time: int) -> int:
-        found = (offset for offset, row in self.retained(stream) if row.time >= time)
-        return next(found, len(self.rows[stream]))
+        rows = self.rows[stream]
+        found = next((i for i, row in enumerate(rows) if row.time >= time), len(rows))
+        return max(found, self.starts[stream])
 
 
 class EngineMachine(RuleBasedStateMachine):

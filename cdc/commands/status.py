@@ -32,6 +32,9 @@ def status(ctx: click.Context, dsn: str | None, log_dir: Path, as_json: bool) ->
     if dsn is not None:
         warn_of_dsn(ctx, dsn)
     with open_log(log_dir) as log:
+        if log.generation > 1:
+            text = f"Note: this log was a backup; it was opened as generation {log.generation}"
+            click.echo(text, err=True)
         sources = list(_sources(log, dsn))
         consumers = list(_consumers(log))
     if as_json:

@@ -157,7 +157,7 @@ def require_untouched(state: SourceState, slot: SlotState | None, *, generation:
         )
     raise RestoredFromBackup(
         f"this log is a backup, opened as generation {generation}, and {found}: the original log "
-        "may have captured changes since that are in no other place, or capture now",
+        "may have captured changes since, which it alone has, or may capture now",
         hint="go on with the original log if it is there; else capture the source into this log "
         "under another name, and when the original is gone for good remove its slot and "
         "publications with `eventlog drop-source`; what this log holds stays readable",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from eventlog.engine import ids, index, rows, staging
@@ -21,6 +21,7 @@ from eventlog.errors import (
     OffsetOutOfRange,
     StreamExists,
     UnknownStream,
+    UsageError,
     WriterActive,
 )
 
@@ -34,7 +35,8 @@ def apply(store: Store, txn: Txn, plan: Plan, now_us: int) -> Committed:
         create_stream(store, txn, name, make, now_us)
     for source in plan.sources:
         _store_source(store, txn, source)
-    offsets = tuple(_append(store, txn, append) for append in plan.appends)
+    fenced = {source.stream for source in plan.sources}
+    offsets = tuple(_append(store, txn, append, fenced) for append in plan.appends)
     reach("apply.appended")
     for advance in plan.advances:
         _advance(store, txn, advance, now_us)
@@ -94,8 +96,13 @@ def require_stream(store: Store, txn: Txn, name: str) -> StreamRow:
     return row
 
 
-def _append(store: Store, txn: Txn, append: Append) -> Sequence[int]:
+def _append(store: Store, txn: Txn, append: Append, fenced: Set[str]) -> Sequence[int]:
     stream = require_stream(store, txn, append.stream)
+    if stream.kind == "captured" and stream.name not in fenced:
+        raise UsageError(
+            f"stream {stream.name!r} is captured, and only its writer appends to it",
+            hint="append to an event stream, or bring the writer's epoch along",
+        )
     batches, known = append.batches, None
     if append.ids:
         batches, known = ids.leave_out_known(store, txn, stream, append)

@@ -55,7 +55,7 @@ def open_store(
     try:
         if create:
             reach("directory.opened")
-            _initialise(store, now_us)
+            _initialise(store, directory, now_us)
             reach("directory.written")
         check_format(store, directory)
         upgrade(store)
@@ -142,10 +142,13 @@ def _make(directory: Path) -> None:
     os.chmod(directory, 0o700)
 
 
-def _initialise(store: Store, now_us: int) -> None:
+def _initialise(store: Store, directory: Path, now_us: int) -> None:
     with store.read() as txn:
         if txn.stat(db=store.meta)["entries"]:
             return
+    # A commit flushes the data file; a file whose name is lost with the power is lost, too.
+    for path in (directory, directory.parent):
+        sync_directory(path)
     with store.write() as txn:
         if txn.stat(db=store.meta)["entries"]:
             return

@@ -7,7 +7,7 @@
 
     directory.made       the directory of a new log is there, its data file is not
     directory.opened     the databases of a new log are there, its format row is not
-    directory.written    the format row of a new log is durable, its folders are not made
+    directory.written    the format row of a new log is durable, not all its folders are made
     commit.before        all is put, and LMDB has not begun to commit it
     commit.after         the commit is durable, and whoever asked for it does not know
     apply.appended       records are appended, and consumers not yet advanced

@@ -320,4 +320,4 @@ def _checksum(under: bytes, value: bytes) -> int:
     return state.intdigest()
 
 
-_HINT = "run `eventlog check` to see what else is damaged, and restore the directory from a copy"
+_HINT = "run `eventlog check` to see what else is damaged, and `eventlog repair` to drop it"

@@ -52,6 +52,7 @@ class _Held:
             try:
                 fcntl.flock(descriptor, how | fcntl.LOCK_NB)
                 if _still_there(path, descriptor):
+                    _give_to_the_owner_of(path.parent, descriptor)
                     return held
             except BlockingIOError:
                 held._forget()
@@ -228,6 +229,13 @@ def _unusable(path: Path, error: OSError) -> EnvironmentFault:
         f"cannot use the lock file {path}: {error.strerror}",
         hint="look at the permissions of the log directory and its files",
     )
+
+
+def _give_to_the_owner_of(folder: Path, descriptor: int) -> None:
+    # A file that an administrator makes here must not keep the log's owner out.
+    owner = os.stat(folder)
+    if os.geteuid() == 0 and os.fstat(descriptor).st_uid != owner.st_uid:
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def _still_there(path: Path, descriptor: int) -> bool:

@@ -219,7 +219,7 @@ def _checksum(*pieces: bytes | memoryview) -> int:
 def _damaged(where: str, why: str) -> DamagedLog:
     return DamagedLog(
         f"{where} is damaged: {why}",
-        hint="records outside it can still be read; restore the directory from a copy",
+        hint="records outside it can still be read; `eventlog repair` drops what is damaged",
     )
 
 

@@ -59,7 +59,7 @@ def load(body: bytes, entry: IndexEntry, *, stream: str) -> Payload:
     if len(found.ends) != entry.slots or payload.stored_checksum(body) != entry.payload_checksum:
         raise DamagedLog(
             f"{where} is damaged: it is not the body that the index names",
-            hint="records outside it can still be read; restore the directory from a copy",
+            hint="records outside it can still be read; `eventlog repair` drops what is damaged",
         )
     return found
 

@@ -44,10 +44,10 @@ TIME_MIN = -(2**63)
 class StreamRow:
     """A stream's identity and its head, written again by every append.
 
-    `start` is the first retained offset, `end` the one that the next record gets, with the greatest
-    time up to there. `tail` are the runs of small entries at the end that wait to be merged (see
-    `eventlog.engine.merge`). `consumers` and `schemas` count this stream's rows of these kinds, so
-    that one that vanished is missed. `writer_epoch` rises whenever a single writer (a capture)
+    `start` is the first retained offset, `end` the one that the next record gets; the running times
+    are the greatest up to `end`, and below `start`. `tail` are the runs of small entries at the end
+    that wait to be merged (see `eventlog.engine.merge`). `consumers`, `schemas` and `sources` count
+    this stream's rows of these kinds. `writer_epoch` rises whenever a single writer (a capture)
     takes over; a commit that carries an older one is refused.
     """
 
@@ -58,6 +58,7 @@ class StreamRow:
     start: int = 0
     end: int = 0
     time_running_max: int = TIME_MIN
+    time_dropped_max: int = TIME_MIN
     compression: Compression = "none"
     tail: Sequence[Sequence[int]] = ()
     consumers: int = 0
@@ -211,7 +212,8 @@ def consumer_rows(store: Store, txn: Txn, stream: StreamRow) -> list[tuple[str, 
         key, value = cursor.item()
         if key[:4] != _U32.pack(stream.id):
             break
-        found.append((key[4:].decode(), load_row(ConsumerRow, unseal(key, value))))
+        row = load_row(ConsumerRow, unseal(key, value))  # It answers for the name in the key, too.
+        found.append((key[4:].decode(), row))
         positioned = cursor.next()
     if len(found) != stream.consumers:
         what = f"stream {stream.name!r} has {stream.consumers} consumers"

@@ -62,6 +62,4 @@ def _checksum(key: bytes, head: bytes, packed: bytes) -> bytes:
     return bytes(state.digest())
 
 
-REPAIR_HINT = (
-    "run `eventlog check` to see what else is damaged, and restore the directory from a copy"
-)
+REPAIR_HINT = "run `eventlog check` to see what else is damaged, and `eventlog repair` to drop it"

@@ -201,6 +201,12 @@ class Store:
             raise
         except lmdb.Error as error:
             raise _translate(error, self._directory) from error
+        except (struct.error, UnicodeDecodeError) as error:
+            # Keys are taken apart in here. A damaged page may show one that no version writes.
+            raise DamagedLog(
+                f"the store in {self._directory} is damaged: a key has another form ({error})",
+                hint="restore the directory from a copy, or run `eventlog repair`",
+            ) from error
 
 
 def holds_data(data: Path) -> bool:
@@ -219,7 +225,7 @@ def structure_faults(data: Path) -> list[str]:
     """
     try:
         return [str(fault) for fault in verify(str(data))]  # type: ignore[no-untyped-call]
-    except (VerifyError, ArithmeticError, LookupError, ValueError, struct.error) as error:
+    except (VerifyError, OSError, LookupError, ValueError, struct.error) as error:
         return [f"{error}"]
 
 
@@ -277,7 +283,7 @@ def _translate(error: Any, directory: Path) -> EventLogError:
     if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.PanicError):
         return DamagedLog(
             f"the store in {directory} is damaged: {error}",
-            hint="restore the directory from a copy",
+            hint="restore the directory from a copy, or drop what is damaged: `eventlog repair`",
         )
     return LogUnreadable(
         f"cannot use the log in {directory}: {error}",

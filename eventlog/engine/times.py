@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from eventlog.engine.index import I64, IndexEntry
-from eventlog.engine.rows import StreamRow
+from eventlog.engine.rows import TIME_MIN, StreamRow
 from eventlog.engine.scan import entry_before
 from eventlog.engine.store import Store, Txn
 
@@ -57,7 +57,7 @@ def offset_at(store: Store, txn: Txn, stream: StreamRow, time_us: int) -> int:
         if entry.time_running_max < time_us:
             low = entry.stop
         elif _running_before(store, txn, stream, entry) >= time_us:
-            high = entry.first_offset
+            high = max(entry.first_offset, low)
         else:
             return _within(entry, time_us)
     return low
@@ -65,12 +65,15 @@ def offset_at(store: Store, txn: Txn, stream: StreamRow, time_us: int) -> int:
 
 def _running_before(store: Store, txn: Txn, stream: StreamRow, entry: IndexEntry) -> int:
     if entry.first_offset <= stream.start:
-        return -(2**63)
+        return stream.time_dropped_max
     before = entry_before(store, txn, stream.id, entry.first_offset - 1)
-    return -(2**63) if before is None else before.time_running_max
+    return TIME_MIN if before is None else before.time_running_max
 
 
 def _within(entry: IndexEntry, time_us: int) -> int:
     reached: I64 = np.maximum.accumulate(entry.transactions.time)
     place = int(np.searchsorted(reached, time_us, side="left"))
+    if place == len(reached):
+        # What reached that time was dropped, and a repair did not know any more.
+        return entry.first_offset
     return int(entry.slot_offsets()[int(entry.transactions.first[place])])

@@ -12,8 +12,8 @@ nothing new the looks come at growing distances, since no other event may follow
 what a lost event could cost.
 
 Where there is no inotify (another system than Linux), or no more of it (the limits on its instances
-and watches, or on open files), a wait polls instead: a look every POLL_S, some percent of a core at
-most. Each wait tries anew.
+and watches, or on open files), a wait polls instead: a look every POLL_S, one or two percent of a
+core. Each wait tries anew.
 
 Thread safety: `Watches` may be shared among threads; a `Watch` belongs to one waiter.
 """
@@ -206,11 +206,11 @@ class _TimeSpec(ctypes.Structure):
 def _readable(descriptor: int, timeout_s: float) -> bool:
     """Whether a descriptor becomes readable in time; a signal may end the wait early."""
     # Python's poll() counts milliseconds, and most events are some µs ahead of what they tell.
-    waited = _PollFd(descriptor, select.POLLIN, 0)
+    waited = ctypes.byref(_PollFd(descriptor, select.POLLIN, 0))
     seconds = int(timeout_s)
-    timeout = _TimeSpec(seconds, int((timeout_s - seconds) * 1e9))
+    timeout = ctypes.byref(_TimeSpec(seconds, int((timeout_s - seconds) * 1e9)))
     with suppress(InterruptedError):
-        return bool(_called("ppoll", ctypes.byref(waited), 1, ctypes.byref(timeout), None))
+        return bool(_called("ppoll", waited, ctypes.c_ulong(1), timeout, None))
     return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from eventlog.engine.locks import FileLock
 from eventlog.engine.rows import Compression, OwnerKind, OwnerRow, StreamRow
 from eventlog.engine.store import Store
 from eventlog.errors import WriterActive
+
+NEW_LOCK_WAIT_S = 1.0
 
 
 class Owner:
@@ -35,7 +38,7 @@ class Owner:
         try:
             with store.write() as txn:
                 owner_id = rows.take_number(store, txn, "owner")
-                lock = FileLock.take(staging.lock_path(directory, owner_id))
+                lock = _take_new(staging.lock_path(directory, owner_id))
                 if lock is None:
                     raise WriterActive(
                         f"the lock of owner {owner_id} is held by another process",
@@ -129,3 +132,12 @@ class Writer:
             self.owner.close()
         finally:
             self._lock.release()
+
+
+def _take_new(path: Path) -> FileLock | None:
+    # The number is new. Yet whoever opens the log just now may have found the file before it was
+    # locked, and hold it for a moment to see whether its owner died.
+    deadline = time.monotonic() + NEW_LOCK_WAIT_S
+    while (lock := FileLock.take(path)) is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return lock

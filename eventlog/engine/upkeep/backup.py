@@ -56,6 +56,7 @@ def backup(engine: Engine, directory: Path, *, progress: Progress | None = None)
     """
     directory = directory.absolute()
     store = engine.store
+    new = [directory, *(path for path in directory.parents if not path.exists())]
     try:
         _require_room_for(directory, engine.path)
         with _partial(directory) as partial:
@@ -78,7 +79,8 @@ def backup(engine: Engine, directory: Path, *, progress: Progress | None = None)
             size = sum(path.stat().st_size for path in files)
             reach("backup.written")
             partial.rename(directory)
-            sync_directory(directory.parent)
+            for path in new:
+                sync_directory(path.parent)
     except OSError as error:
         raise _failed(directory, error) from error
     return BackedUp(records=records, bytes=size)
@@ -91,6 +93,11 @@ def _require_room_for(directory: Path, log: Path) -> None:
         )
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise LogExists(f"{directory} is no directory", hint="name a new one")
+    if directory.is_mount():
+        raise LogExists(
+            f"{directory} is where a disk is mounted, and cannot be replaced",
+            hint="name a new directory inside of it",
+        )
     if directory.exists() and any(directory.iterdir()):
         raise LogExists(
             f"{directory} is not empty", hint="a backup is whole: name a new or an empty directory"

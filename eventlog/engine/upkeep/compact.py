@@ -81,15 +81,22 @@ def _compact(directory: Path, lock: OpenLock, progress: Progress) -> Compacted:
         _verify(scratch, lambda done, total: progress(total + done, 2 * total))
         reach("compact.checked")
         store.close()
+        _give_to_the_owner_of(data, scratch / "data.mdb")
+        # lock.mdb stays: nobody has it open, so whoever opens the log next begins it anew.
         (scratch / "data.mdb").rename(data)
         reach("compact.renamed")
-        # It belongs to the old file. Nobody has it open; whoever opens the log makes a new one.
-        (directory / "lock.mdb").unlink(missing_ok=True)
         sync_directory(directory)
     finally:
         store.close()
         shutil.rmtree(scratch, ignore_errors=True)
     return Compacted(bytes_before=before, bytes_after=data.stat().st_size)
+
+
+def _give_to_the_owner_of(old: Path, new: Path) -> None:
+    # An administrator's: whoever the log belongs to must be able to open it afterwards.
+    owner = old.stat()
+    if new.stat().st_uid != owner.st_uid:
+        os.chown(new, owner.st_uid, owner.st_gid)
 
 
 def _require_room(directory: Path, needed: int) -> None:

@@ -2,9 +2,12 @@
 
 ::
 
-    pages       `lmdb.verify`: nothing but reading    broken: the walker tells what can be read
+    sectors     reading the whole file                an error: the walker tells what can be read,
+    pages       `lmdb.verify`, which only reads       broken: and LMDB never sees the file
     rows        opening the log                       refused: the same
     the rest    the integrity check
+
+A sector that the disk cannot read would end whoever maps the file, by a signal.
 """
 
 from __future__ import annotations
@@ -21,11 +24,13 @@ from eventlog.engine.locks import OpenLock
 from eventlog.engine.store import structure_faults
 from eventlog.engine.upkeep.check import Progress, check_store
 from eventlog.engine.upkeep.findings import gather
-from eventlog.engine.upkeep.pages import open_data
-from eventlog.engine.upkeep.salvage import Salvaged, salvage
+from eventlog.engine.upkeep.pages import BadPage, open_data
+from eventlog.engine.upkeep.salvage import Salvaged, sound_log
 from eventlog.engine.upkeep.violation import Violation
 from eventlog.engine.upkeep.walker import Walker
 from eventlog.errors import DamagedLog, LogInUse, NotALog
+
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +61,8 @@ def check_directory(directory: Path, *, progress: Progress | None = None) -> lis
         found = _pages(directory) or _opening(directory, lock)
         if not found:
             return None
-        with salvaged(directory, progress=progress) as salvage_:
-            return found + _told(salvage_.salvaged)
+        with salvaged(directory, progress=progress) as salvage:
+            return found + _told(salvage.salvaged)
     finally:
         lock.release()
 
@@ -80,19 +85,30 @@ def violations(
 def salvaged(directory: Path, *, progress: Progress | None = None) -> Iterator[Salvage]:
     """Read a damaged data file as far as it can be read, and decide what a sound one would be."""
     with open_data(directory / "data.mdb") as file:
-        walker = Walker(file)
+        walker = Walker.of_best_state(file)
         found = gather(walker, progress=progress)
-        decided = salvage(found, new_id=os.urandom(16), now_us=now_us())
+        decided = sound_log(found, new_id=os.urandom(16), now_us=now_us())
         values = (pair for small in found.values.values() for pair in small.items())
         rows_bytes = sum(len(key) + len(value) for key, value in values)
         yield Salvage(walker=walker, salvaged=decided, rows_bytes=rows_bytes)
 
 
 def _pages(directory: Path) -> list[Violation]:
+    data = directory / "data.mdb"
     return [
         Violation(invariant="store", stream=None, where="data.mdb", what=what)
-        for what in structure_faults(directory / "data.mdb")
+        for what in (*_unreadable(data), *structure_faults(data))
     ]
+
+
+def _unreadable(data: Path) -> list[str]:
+    with open_data(data) as file:
+        for at in range(0, file.size, _CHUNK_BYTES):
+            try:
+                file.bytes_at(at, min(_CHUNK_BYTES, file.size - at))
+            except BadPage as error:
+                return [f"bytes {at} and on: {error}"]
+    return []
 
 
 def _opening(directory: Path, lock: OpenLock) -> list[Violation]:

@@ -22,7 +22,7 @@ from eventlog.engine import ids, payload, rows
 from eventlog.engine.rows import Compression, StreamKind, StreamRow
 from eventlog.engine.sealed import unseal
 from eventlog.engine.store import DATABASES
-from eventlog.engine.upkeep.pages import BadPage
+from eventlog.engine.upkeep.pages import METAS, BadPage
 from eventlog.engine.upkeep.walker import Stored, Walker
 from eventlog.errors import DamagedLog
 
@@ -57,10 +57,12 @@ class FormerStream(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Findings:
-    """What was found. `strays` are bodies by checksum and length that no payload number leads to,
-    `former` what older rows tell of streams.
+    """What was found.
 
-    `meta_damaged`: one of the two states of the file is gone, perhaps the newer one.
+    `values` are keys and values by database, `bodies` by payload number, `unusable` why others are
+    none. `strays` are bodies by checksum and length that no number leads to, `former` is what older
+    rows tell of streams, `unknown` names databases of other versions. `state_doubtful`: one of the
+    two states that a file has is gone, and may be the newer one.
     """
 
     values: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
@@ -68,15 +70,16 @@ class Findings:
     unusable: dict[int, str] = field(default_factory=dict)
     strays: dict[tuple[int, int], BodyFacts] = field(default_factory=dict)
     former: set[FormerStream] = field(default_factory=set)
-    faults: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
-    meta_damaged: bool = False
+    state_doubtful: bool = False
 
 
 def gather(walker: Walker, *, progress: Progress | None = None) -> Findings:
     """Read the whole file once; `progress` is told of bytes of bodies."""
-    found = Findings(meta_damaged=bool(walker.file.meta_faults))
-    found.values = {name: {} for name in _SMALL}
+    found = Findings(
+        values={name: {} for name in _SMALL},
+        state_doubtful=len(walker.file.metas) < METAS or walker.meta != walker.file.metas[0],
+    )
     parts: dict[int, dict[int, Stored]] = {}
     for name in walker.databases:
         if name in _SMALL:
@@ -95,14 +98,7 @@ def gather(walker: Walker, *, progress: Progress | None = None) -> Findings:
     if walker.faults or not all(database_of(*pair) for pair in found.values["meta"].items()):
         _gather_former(walker, found)
     _prove(walker, found, parts, progress)
-    found.faults = [str(fault) for fault in walker.faults]
     return found
-
-
-def read_body(walker: Walker, facts: BodyFacts) -> bytes:
-    """The bytes of a body. Raises BadPage where they cannot be read."""
-    data = b"".join(map(walker.value, facts.parts))
-    return data[: facts.size]
 
 
 def database_of(key: bytes, value: bytes) -> str | None:

@@ -66,8 +66,11 @@ class Piece:
 
 @dataclass(slots=True, kw_only=True)
 class Mended:
-    """The whole stream, and what became of it. `changed` counts entries that were kept otherwise
-    than they stood: their running time or what they say of a transaction before was wrong."""
+    """The whole stream, and what became of it.
+
+    `changed` counts entries that are kept otherwise than they stood: their running time, or what
+    they say of a transaction that began before them, was wrong.
+    """
 
     pieces: list[Piece] = field(default_factory=list)
     lost: list[LostRange] = field(default_factory=list)
@@ -87,12 +90,12 @@ class Bounds:
     created_us: int
 
 
-Body = Callable[[IndexEntry], BodyFacts | str]
+BodyOf = Callable[[IndexEntry], BodyFacts | str]
 """The readable body that an entry names, or why there is none."""
 
 
 def mend(
-    bounds: Bounds, entries: Mapping[int, IndexEntry], damaged: Iterable[int], body_of: Body
+    bounds: Bounds, entries: Mapping[int, IndexEntry], damaged: Iterable[int], body_of: BodyOf
 ) -> Mended:
     """Put a stream together from its readable entries, by first offset.
 
@@ -110,7 +113,7 @@ def mend(
         if isinstance(found, str) and follower and follower.first_offset < entry.stop:
             continue
         if entry.first_offset > at:
-            time_us = _time_before(entry, running, bounds.created_us)
+            time_us = _time_before(entry, running)
             why = _gap_reason(gaps_damaged, at, entry.first_offset)
             _lose(done, bounds, _filled(at, entry.first_offset, entry, time_us), why)
             running = max(running, time_us)
@@ -197,16 +200,14 @@ def _emptied(entry: IndexEntry) -> IndexEntry:
     return replace(entry, states=states, relations=(), more=more)
 
 
-def _time_before(following: IndexEntry, running: int, created_us: int) -> int:
+def _time_before(following: IndexEntry, running: int) -> int:
     """A time for what is lost before an entry that leaves the running times behind it as they are.
 
     Where the entry does not bear its running time itself, that was reached before it.
     """
     if following.time_running_max > following.time_max:
         return max(running, following.time_running_max)
-    if running == TIME_MIN:
-        return min(following.time_min, max(created_us, 0)) if created_us else following.time_min
-    return running
+    return following.time_min if running == TIME_MIN else running
 
 
 def _filled(start: int, stop: int, following: IndexEntry | None, time_us: int) -> list[IndexEntry]:

@@ -8,8 +8,9 @@
     data.mdb.damaged-20260131-120000      a second name for the damaged file: it is kept
     data.mdb                              replaced in a single rename
 
-The log is held alone. The C library never sees the damaged file. Killed at any moment the log is
-the damaged one or the repaired one; what is left in `derived` is removed by the next attempt.
+The log is held alone. LMDB never opens a file whose pages are broken. Killed at any moment the log
+is the damaged one or the repaired one; what is left in `derived` is removed by the next attempt.
+All index entries are in memory at once: about 2 KB for each batch of up to 256 KiB.
 """
 
 from __future__ import annotations
@@ -103,6 +104,8 @@ class _Phases:
 
 
 def _repair(directory: Path, lock: OpenLock, phases: _Phases, *, dry_run: bool) -> Repaired:
+    scratch = directory / "derived" / "repairing"
+    shutil.rmtree(scratch, ignore_errors=True)
     damages = tuple(str(found) for found in violations(directory, lock, progress=phases[0]))
     if not damages:
         return Repaired()
@@ -115,10 +118,9 @@ def _repair(directory: Path, lock: OpenLock, phases: _Phases, *, dry_run: bool) 
         )
         if dry_run:
             return told
-        scratch = directory / "derived" / "repairing"
-        shutil.rmtree(scratch, ignore_errors=True)
         _require_room(directory, found)
-        scratch.mkdir(mode=0o700, parents=True)
+        scratch.parent.mkdir(mode=0o700, exist_ok=True)
+        scratch.mkdir(mode=0o700)
         try:
             _write(found, scratch, phases[1])
             reach("repair.written")

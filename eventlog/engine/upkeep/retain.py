@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from eventlog.engine import commit, index, payload_store, rows
@@ -18,7 +19,7 @@ from eventlog.engine.index import IndexEntry
 from eventlog.engine.rows import StreamRow
 from eventlog.engine.scan import entries_from, entry_before
 from eventlog.engine.store import Store, Txn
-from eventlog.errors import UsageError
+from eventlog.errors import DiskFull, UsageError
 
 BATCHES = 64
 """Dropped by one commit: some milliseconds (LMDB.md)."""
@@ -71,12 +72,19 @@ def retain(
             bytes=sum(entry.body_bytes for entry in gone),
             held_by=held_by,
         )
-    at, size = first.start, 0
+    at, size, batches = first.start, 0, BATCHES
     while True:
-        with store.write() as txn:
-            row = commit.require_stream(store, txn, stream)
-            limit, held_by = _limit(store, txn, row, below, force=force)
-            start, gone_bytes = _drop(store, txn, row, limit)
+        try:
+            with store.write() as txn:
+                row = commit.require_stream(store, txn, stream)
+                limit, held_by = _limit(store, txn, row, below, force=force)
+                start, gone_bytes = _drop(store, txn, row, limit, batches)
+        except DiskFull:
+            # Dropping takes pages itself, fewer for fewer batches.
+            if batches == 1:
+                raise
+            batches = max(batches // 4, 1)
+            continue
         size += gone_bytes
         if start == row.start:
             break
@@ -84,6 +92,8 @@ def retain(
         if progress is not None:
             progress(at - first.start, max(limit - first.start, 1))
         time.sleep(PAUSE_S)
+    if size:
+        _let_freed_pages_be_used(store, stream)
     return Retained(
         start=row.start,
         end=row.end,
@@ -126,11 +136,18 @@ def _limit(
     return min([limit, *(consumer.offset for _, consumer in consumers)]), held_by
 
 
-def _drop(store: Store, txn: Txn, row: StreamRow, limit: int) -> tuple[int, int]:
-    """Drop up to BATCHES entries that end at or below `limit`; returns the new start and bytes."""
+def _let_freed_pages_be_used(store: Store, stream: str) -> None:
+    # Pages can be used from the second commit on after the one that freed them. On a full disk the
+    # next append may be too large for what was free before, and nothing would ever come between.
+    with suppress(DiskFull), store.write() as txn:
+        rows.write_stream(store, txn, commit.require_stream(store, txn, stream))
+
+
+def _drop(store: Store, txn: Txn, row: StreamRow, limit: int, batches: int) -> tuple[int, int]:
+    """Drop at most `batches` entries that end by `limit`; returns the new start and the bytes."""
     gone: list[IndexEntry] = []
     for entry in entries_from(store, txn, row.id, row.start, limit):
-        if entry.stop > limit or len(gone) == BATCHES:
+        if entry.stop > limit or len(gone) == batches:
             break
         gone.append(entry)
     if not gone:
@@ -141,5 +158,6 @@ def _drop(store: Store, txn: Txn, row: StreamRow, limit: int) -> tuple[int, int]
     start = gone[-1].stop
     # A run that lost entries is not merged any more.
     tail = row.tail if not row.tail or row.tail[0][1] >= start else ()
-    rows.write_stream(store, txn, replace(row, start=start, tail=tail))
+    dropped = gone[-1].time_running_max
+    rows.write_stream(store, txn, replace(row, start=start, time_dropped_max=dropped, tail=tail))
     return start, sum(entry.body_bytes for entry in gone)

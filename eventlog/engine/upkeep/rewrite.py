@@ -97,6 +97,7 @@ class _Copy:
                     with self._source.read() as txn:
                         found = self._gather(txn, stream.name, stop)
                     copied += self._take(found, stream)
+                    self._report()
         return copied
 
     def cut(self, identity: Identity) -> int:
@@ -116,6 +117,7 @@ class _Copy:
         for stream in streams:
             self._target.drop_below(stream)
         self._target.finish(_meta(meta, identity, payloads_below=self._target.next_id))
+        self._report()
         return sum(stream.end - stream.start for stream in streams)
 
     def _streams(self, txn: Txn | None = None) -> list[StreamRow]:
@@ -156,9 +158,12 @@ class _Copy:
             payload_store.load(body, entry, stream=stream.name)
             self._target.add(stream.id, entry, parts)
             self._done += entry.records
+        return sum(entry.body_bytes for entry, _ in found)
+
+    def _report(self) -> None:
+        """Tell how far it is. Never amid the cut: no transaction is held in a caller's code."""
         if self._progress is not None:
             self._progress(self._done, max(self._done, self._total))
-        return sum(entry.body_bytes for entry, _ in found)
 
 
 class Target:
@@ -187,7 +192,8 @@ class Target:
         while chunk := list(islice(pairs, COMMIT_ROWS)):
             with self._store.write() as txn:
                 for key, value in chunk:
-                    assert txn.put(key, value, db=getattr(self._store, name), append=True)
+                    stored = txn.put(key, value, db=getattr(self._store, name), append=True)
+                    assert stored, "a cursor walks in the order of keys"
 
     def drop_below(self, stream: StreamRow) -> None:
         """Drop the entries that were copied before retention dropped them."""
@@ -220,7 +226,8 @@ class Target:
                 in_order = key > self._greatest
                 self._greatest = max(key, self._greatest)
                 value = index.pack(entry, under=key)
-                assert txn.put(key, value, db=store.index, append=in_order, overwrite=False)
+                stored = txn.put(key, value, db=store.index, append=in_order, overwrite=False)
+                assert stored, "each entry is added once"
         self._pending, self._bytes = [], 0
 
 

@@ -22,17 +22,12 @@ from typing import Any
 from eventlog.engine import ids, index, rows
 from eventlog.engine.directory import FORMAT_NUMBER
 from eventlog.engine.index import IndexEntry
-from eventlog.engine.rows import ConsumerRow, OwnerRow, StreamRow
+from eventlog.engine.rows import ConsumerRow, StreamRow
 from eventlog.engine.sealed import unseal
 from eventlog.engine.upgrade import FEATURES
 from eventlog.engine.upkeep.findings import BodyFacts, Findings
-from eventlog.engine.upkeep.mending import LostRange
-from eventlog.engine.upkeep.salvage_stream import (
-    BodyOf,
-    SalvagedStream,
-    StreamParts,
-    salvage_stream,
-)
+from eventlog.engine.upkeep.mending import BodyOf, LostRange
+from eventlog.engine.upkeep.salvage_stream import SalvagedStream, StreamParts, salvage_stream
 from eventlog.errors import DamagedLog, LogVersionError, NotALog
 
 _PAIR = struct.Struct(">II")
@@ -54,18 +49,19 @@ class Salvaged:
         return [gone for stream in self.streams for gone in stream.lost]
 
 
-def salvage(found: Findings, *, new_id: bytes, now_us: int) -> Salvaged:
+def sound_log(found: Findings, *, new_id: bytes, now_us: int) -> Salvaged:
     """Decide what the repaired log is; `new_id` is its identity where its own is gone.
 
     Raises NotALog where nothing of a log is left, LogVersionError where a newer version wrote it.
     """
     if not found.bodies and not any(found.values.values()):
         raise NotALog(
-            "nothing of an event log is left in this data.mdb", hint="restore it from a copy"
+            "this data.mdb holds nothing of an event log, or nothing is left of it",
+            hint="name the directory of a log, or restore it from a copy",
         )
     done = Salvaged()
-    if found.meta_damaged:
-        done.dropped.append("the last commit, perhaps: one of the two meta pages is damaged")
+    if found.state_doubtful:
+        done.dropped.append("the last commit, perhaps: what leads to one of two states is damaged")
     for name in found.unknown:
         done.dropped.append(f"database {name!r}, which this version does not know")
     meta, damaged = _unsealed(found.values["meta"])
@@ -82,11 +78,11 @@ def salvage(found: Findings, *, new_id: bytes, now_us: int) -> Salvaged:
         done.streams.append(stream)
         done.dropped += stream.dropped
         done.rebuilt += stream.rebuilt
-    owners = [rows.load_row(OwnerRow, m) for k, m in meta.items() if k.startswith(rows.OWNER_KEYS)]
+    owners = [m.get("id", 0) for k, m in meta.items() if k.startswith(rows.OWNER_KEYS)]
     done.meta[rows.COUNTERS_KEY] = {
         **(counters or {}),
         "stream": max([0, *streams]) + 1,
-        "owner": max([(counters or {}).get("owner", 1), *[row.id + 1 for row in owners]]),
+        "owner": max([(counters or {}).get("owner", 1), *[number + 1 for number in owners]]),
     }
     return done
 
@@ -150,8 +146,9 @@ def _streams(
     for key, stored in meta.items():
         if not _is_stream(key):
             continue
-        row: StreamRow = rows.load_row(StreamRow, stored)
-        if rows.STREAM_KEYS + row.name.encode() == key and row.id not in streams:
+        row: StreamRow | None = _loaded(StreamRow, stored)
+        own_key = row is not None and rows.STREAM_KEYS + row.name.encode() == key
+        if row is not None and own_key and row.id not in streams:
             streams[row.id] = StreamParts(row=row, counted=counted)
         else:
             nameless.append(_text(key.removeprefix(rows.STREAM_KEYS)))
@@ -163,7 +160,7 @@ def _streams(
     missing = [number for number in range(1, top + 1) if number not in streams]
     taken = {parts.row.name for parts in streams.values()}
     for number in missing:
-        former = [f for f in found.former if f.id == number and f.name not in taken]
+        former = sorted(f for f in found.former if f.id == number and f.name not in taken)
         known = len({(f.name, f.kind) for f in former}) == 1
         if known:
             row = StreamRow(**former[0]._asdict())
@@ -229,10 +226,11 @@ def _share_out(
     consumers, bad_consumers = _unsealed(found.values["consumer"])
     for key in (*consumers, *bad_consumers):
         if len(key) > 4 and (parts := home(key, "consumers")):
-            if {"offset", "epoch"} <= consumers.get(key, {}).keys():
-                parts.consumers[_text(key[4:])] = rows.load_row(ConsumerRow, consumers[key])
-            else:
+            consumer = _loaded(ConsumerRow, consumers.get(key, {}))
+            if consumer is None:
                 parts.damaged_consumers.append(_text(key[4:]))
+            else:
+                parts.consumers[_text(key[4:])] = consumer
     by_name = {parts.row.name: parts for parts in streams.values()}
     for key in (*meta, *damaged):
         if key.startswith(rows.SOURCE_KEYS):
@@ -242,7 +240,7 @@ def _share_out(
             digest, offset, sequence = known
             parts.ids[sequence] = digest, offset
     for kind, count in homeless.items():
-        done.dropped.append(f"{count} {kind} of streams that were never made")
+        done.dropped.append(f"{kind} of streams that were never made: {count}")
 
 
 def _take_entry(parts: StreamParts, key: bytes, value: bytes) -> None:
@@ -285,6 +283,14 @@ def _bodies(found: Findings) -> BodyOf:
         return "their payload is gone"
 
     return body_of
+
+
+def _loaded(cls: Any, stored: Mapping[str, Any]) -> Any:
+    """The row of a map; None where names are missing."""
+    try:
+        return rows.load_row(cls, stored)
+    except TypeError:
+        return None
 
 
 def _is_stream(key: bytes) -> bool:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from eventlog.engine.index import IndexEntry
 from eventlog.engine.rows import TIME_MIN, ConsumerRow, StreamRow
 from eventlog.engine.upkeep.findings import BodyFacts
-from eventlog.engine.upkeep.mending import Bounds, LostRange, Piece, mend
+from eventlog.engine.upkeep.mending import BodyOf, Bounds, LostRange, Piece, mend
 
 _EVENTS_CODEC = 2
 _HEAD = ("start", "end", "time_running_max", "consumers", "schemas", "sources")
 
-BodyOf = Callable[[IndexEntry], BodyFacts | str]
 Ids = dict[int, tuple[bytes, int]]
 """By sequence number: an id's digest, and the offset of its record."""
 
@@ -209,7 +208,7 @@ def _tell_dropped(done: SalvagedStream, parts: StreamParts, lost_schemas: list[i
         done.dropped.append(f"consumer {consumer!r} of {name}: its row is damaged")
     vanished = parts.row.consumers - len(parts.consumers) - len(parts.damaged_consumers)
     if vanished > 0:
-        done.dropped.append(f"{vanished} consumers of {name}, whose names are gone too")
+        done.dropped.append(f"{vanished} of the consumers of {name}, whose names are gone too")
     for number in lost_schemas:
         damaged = number in parts.damaged_schemas
         why = "its row is damaged" if damaged else "its row is gone"
@@ -223,7 +222,7 @@ def _tell_dropped(done: SalvagedStream, parts: StreamParts, lost_schemas: list[i
     if parts.ids:
         dropped_ids += max(parts.ids) + 1 - min(parts.ids) - len(parts.ids)
     if dropped_ids:
-        what = f"{dropped_ids} ids of {name}: an append under one of them is stored again"
+        what = f"{dropped_ids} of the ids of {name}: an append under one of them is stored again"
         done.dropped.append(what)
 
 

@@ -9,7 +9,8 @@ of free pages could be read whole (`free_known`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from contextlib import suppress
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from eventlog.engine.upkeep.pages import (
     OVERFLOW,
     BadPage,
     DataFile,
+    Meta,
     Node,
     Tree,
     page_list,
@@ -53,12 +55,12 @@ class Stored(NamedTuple):
 
 
 class Walker:
-    """Walks the newest state of a data file. `faults` grows with each walk."""
+    """Walks one state of a data file, the newest unless told. `faults` grows with each walk."""
 
-    def __init__(self, file: DataFile) -> None:
+    def __init__(self, file: DataFile, meta: Meta | None = None) -> None:
         self.file = file
         self.faults = [Fault(slot, "(meta)", why) for slot, why in file.meta_faults]
-        self.meta = file.metas[0]
+        self.meta = meta or file.metas[0]
         self._pages = min(self.meta.last_page + 1, file.pages)
         self._reached = np.zeros(self._pages, np.bool_)
         self._free = np.zeros(self._pages, np.bool_)
@@ -66,6 +68,14 @@ class Walker:
         self._trees: dict[str, Tree] = {}
         self._plain: list[Stored] = []
         self._read_main()
+
+    @classmethod
+    def of_best_state(cls, file: DataFile) -> Self:
+        """Walk the newest state, or the one before where nothing can be reached from it."""
+        newest, *older = (cls(file, meta) for meta in file.metas)
+        if newest._trees or newest.free_known:
+            return newest
+        return next((walker for walker in older if walker._trees), newest)
 
     @property
     def databases(self) -> list[str]:
@@ -108,14 +118,15 @@ class Walker:
 
     def leaf(self, number: int) -> list[Stored]:
         """The keys of a stray leaf page, those of it that can be read."""
+        found = []
         try:
-            _, data = self.file.page(number, (LEAF,))
-            nodes, _ = self.file.nodes(data)
+            nodes, _ = self.file.nodes(self.file.page(number, (LEAF,))[1])
         except BadPage:
             return []
-        base = number * self.file.page_bytes
-        found = (self._stored(base, node, "?") for node in nodes if not node.tree)
-        return [stored for stored in found if stored is not None]
+        for node in nodes:
+            with suppress(BadPage):
+                found.append(self._located(number * self.file.page_bytes, node)[0])
+        return found
 
     def _heads(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
         size = self.file.page_bytes
@@ -202,15 +213,20 @@ class Walker:
             yield from self._page(child, tree, name, depth + 1, seen, order)
 
     def _stored(self, base: int, node: Node, name: str) -> Stored | None:
-        if node.overflow is None:
-            return Stored(node.key, base + node.at, node.size)
         try:
-            at, pages = self.file.overflow(node.overflow, node.size)
+            stored, run = self._located(base, node)
         except BadPage as error:
             self._fault(base // self.file.page_bytes, name, f"key {node.key!r}: {error}")
             return None
-        self._reached[node.overflow : node.overflow + pages] = True
-        return Stored(node.key, at, node.size)
+        self._reached[run.start : run.stop] = True
+        return stored
+
+    def _located(self, base: int, node: Node) -> tuple[Stored, range]:
+        """Where a node's value lies, and the pages of its own that it has."""
+        if node.overflow is None:
+            return Stored(node.key, base + node.at, node.size), range(0)
+        at, pages = self.file.overflow(node.overflow, node.size)
+        return Stored(node.key, at, node.size), range(node.overflow, node.overflow + pages)
 
     def _fault(self, page: int, name: str, why: str) -> None:
         self.faults.append(Fault(page, name, why))
