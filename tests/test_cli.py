@@ -14,7 +14,7 @@ import pytest
 from eventlog.cli.commands import GROUP
 from tests.fix_postgres import RunCli, assert_explained
 
-OWN = ["append", "check", "read", "snapshot", "streams", "tail"]
+OWN = ["append", "check", "read", "repair", "snapshot", "streams", "tail"]
 OURS = ["capture", "doctor", "drop-source", "status"]
 PATHS = [(name,) for name in sorted({*OWN, *OURS} - {"snapshot"})] + [("snapshot", "export")]
 
