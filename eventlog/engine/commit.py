@@ -128,9 +128,7 @@ def _append(store: Store, txn: Txn, append: Append, fenced: Set[str]) -> Sequenc
     added = range(stream.end, placed)
     if known is not None:
         known.store(store, txn, added)
-    rows.write_stream(
-        store, txn, replace(stream, end=placed, time_running_max=time_max, tail=tail.stored())
-    )
+    rows.write_head(store, txn, stream, end=placed, time_running_max=time_max, tail=tail.stored())
     return added if known is None else known.offsets(added)
 
 

@@ -151,8 +151,20 @@ class IndexEntry:
 
     def moved(self, first_offset: int, time_running_max: int) -> IndexEntry:
         """The same entry at another place in a stream."""
-        return dataclasses.replace(
-            self, first_offset=first_offset, time_running_max=time_running_max
+        # Once for every append; dataclasses.replace takes three times as long.
+        return IndexEntry(
+            first_offset=first_offset,
+            payload_id=self.payload_id,
+            payload_checksum=self.payload_checksum,
+            body_bytes=self.body_bytes,
+            slots=self.slots,
+            records=self.records,
+            time_running_max=time_running_max,
+            relations=self.relations,
+            transactions=self.transactions,
+            states=self.states,
+            erasure_epoch=self.erasure_epoch,
+            more=self.more,
         )
 
     def with_position(self, position: int) -> IndexEntry:

@@ -139,6 +139,20 @@ def write_stream(store: Store, txn: Txn, row: StreamRow) -> None:
     write_map(store, txn, STREAM_KEYS + row.name.encode(), stored_map(row))
 
 
+def write_head(
+    store: Store,
+    txn: Txn,
+    row: StreamRow,
+    *,
+    end: int,
+    time_running_max: int,
+    tail: Sequence[Sequence[int]],
+) -> None:
+    """Write a stream's row with another head: what every append does."""
+    head = {"end": end, "time_running_max": time_running_max, "tail": tail}
+    write_map(store, txn, STREAM_KEYS + row.name.encode(), {**stored_map(row), **head})
+
+
 def stream_rows(store: Store, txn: Txn) -> list[StreamRow]:
     """All streams, by name."""
     found = [load_row(StreamRow, stored) for _, stored in _meta_prefix(store, txn, STREAM_KEYS)]
