@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,7 +19,16 @@ import eventlog
 from eventlog.changes.change import ABSENT, UNCHANGED, Op
 from eventlog.changes.schema import Column, Schema
 from eventlog.codecs.control import control_record
-from eventlog.engine import Append, Engine, Plan, SourceUpdate, Transactions, batch_of, check
+from eventlog.engine import (
+    Append,
+    Engine,
+    Plan,
+    SourceUpdate,
+    Transactions,
+    batch,
+    batch_of,
+    check,
+)
 
 CONTROL, PGOUTPUT, COPY = 1, 3, 4
 INT, BIGINT, TEXT, NUMERIC, BOOL, BYTEA, TIMESTAMPTZ, FLOAT = 23, 20, 25, 1700, 16, 17, 1184, 701
@@ -33,6 +44,19 @@ Record = tuple[int, bytes, Schema | None]
 def log_dir(tmp_path: Path) -> Path:
     """Where this test's log lies, or will."""
     return tmp_path / "log"
+
+
+@contextmanager
+def bodies_apart() -> Iterator[None]:
+    """Within it small bodies are stored apart from their entries, as large ones are."""
+    with mock.patch.object(batch, "INLINE_BYTES_MAX", 0):
+        yield
+
+
+@pytest.fixture
+def apart() -> Iterator[None]:
+    with bodies_apart():
+        yield
 
 
 @pytest.fixture

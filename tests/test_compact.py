@@ -92,7 +92,7 @@ def test_a_compacted_log_holds_the_same_in_less_space(worked: Path) -> None:
         live = sum(info.end - info.start for info in log.streams())
         assert told[-1] == (2 * live, 2 * live)
         assert log.generation == 1
-        payloads = [entry.payload_id for entry in entries(log.engine)]
+        payloads = [e.payload_id for e in entries(log.engine) if e.body is None]
         assert sorted(payloads) == list(range(1, len(payloads) + 1)), "ids are given anew"
     again = compact(worked)
     assert again.bytes_after <= again.bytes_before == done.bytes_after

@@ -21,6 +21,7 @@ from eventlog.engine import (
     IndexEntry,
     Plan,
     Transactions,
+    batch,
     batch_of,
     batches_of,
     check,
@@ -30,6 +31,8 @@ from eventlog.engine import (
 )
 from eventlog.engine.sealed import seal
 from tests.golden import make
+
+pytestmark = pytest.mark.usefixtures("apart")
 
 Damage = Callable[[Engine], None]
 
@@ -441,6 +444,20 @@ def test_every_violated_invariant_is_named(sound: Engine, name: str) -> None:
         assert hit is not None, (invariant, stream, what, [str(v) for v in found])
         missing.remove(hit)
     assert missing == [], [str(v) for v in missing]
+
+
+def test_a_body_inside_its_entry_that_is_another_is_found(
+    log_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "INLINE_BYTES_MAX", 1024)
+    with make.frozen(), Engine.open(log_dir, create=True) as engine:
+        make.write(engine)
+        assert check(engine) == []
+        other = payload.encode(2, np.array([1], np.uint32), b"!")
+        change_entry(engine, 1, 2, more={index.BODY: other.data}, body_bytes=len(other.data))
+        (found,) = check(engine)
+        assert (found.invariant, found.stream) == ("payload", "clicks")
+        assert "not the body that the index names" in found.what
 
 
 def test_one_damage_hides_no_other(sound: Engine) -> None:

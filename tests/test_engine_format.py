@@ -118,7 +118,7 @@ def test_todays_code_reads_the_golden_file(golden: Path) -> None:
         )
         first, second = [stretch.entry for stretch in engine.scan("shop", 0, 4, lambda entry: True)]
         assert first.readable_slots(0, 4) == ([0, 2], [0, 1]), "slot 1 dropped, slot 3 erased"
-        assert first.more == {"name of a later version": [1, None]}
+        assert first.more["name of a later version"] == [1, None]
         assert (first.stop, second.stop, second.transactions.back) == (3, 4, 2)
         assert [engine.transaction_start("shop", offset) for offset in range(5)] == [0, 1, 1, 1, 4]
         assert engine.source_state("shop") == {"kind": "postgres", "position": 0x16_B374_D900}

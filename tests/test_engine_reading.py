@@ -174,6 +174,7 @@ def spoil(engine: Engine, payload_id: int, part: int = 0) -> None:
         txn.put(key, stored[:-1] + bytes([stored[-1] ^ 1]), db=engine.store.payload)
 
 
+@pytest.mark.usefixtures("apart")
 def test_a_damaged_payload_is_named_and_the_rest_is_read(fragile: Engine) -> None:
     fragile.create_stream("clicks", "events")
     for record in (b"a", b"b", b"c"):

@@ -174,6 +174,7 @@ def test_merged_batches_of_a_compressed_stream_are_compressed(engine: Engine) ->
     assert [record[-3:] for _, record, *_ in found(engine)][-1] == b"599"
 
 
+@pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("harm", ["payload", "index"])
 def test_damage_in_the_tail_fails_no_append(fragile: Engine, harm: str) -> None:
     fragile.create_stream("s", "events")

@@ -26,7 +26,18 @@ import eventlog
 from eventlog.changes.change import Op
 from eventlog.changes.schema import Schema
 from eventlog.cli import cli
-from eventlog.engine import Append, Engine, Plan, Transactions, batch_of, failpoint, index, rows
+from eventlog.engine import (
+    Append,
+    Engine,
+    Plan,
+    Transactions,
+    batch,
+    batch_of,
+    check,
+    failpoint,
+    index,
+    rows,
+)
 from eventlog.engine.upkeep.pages import BRANCH, LEAF, open_data
 from eventlog.engine.upkeep.repair import Repaired, repair
 from eventlog.engine.upkeep.retain import retain
@@ -39,7 +50,7 @@ from eventlog.errors import (
     NotALog,
     SnapshotRefused,
 )
-from tests.fix_log import INT, MadeSource, column, control, copied, insert, update
+from tests.fix_log import INT, MadeSource, bodies_apart, column, control, copied, insert, update
 from tests.golden import make
 from tests.test_engine_check import DAMAGES, delete, flip, get, payload_key
 
@@ -118,6 +129,13 @@ def write_sample(directory: Path) -> None:
             big.append(letter * 700_000)
         with eventlog.open(directory) as again:
             assert again.check() == []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_bodies_apart() -> Iterator[None]:
+    """Most of these damages are of payloads, which small records would not have."""
+    with bodies_apart():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -931,3 +949,28 @@ def copy_again(log: eventlog.Log) -> Schema:
     )
     again.close()
     return orders
+
+
+def test_bodies_inside_entries_are_kept_and_lost_with_their_entries(log_dir: Path) -> None:
+    with mock.patch.object(batch, "INLINE_BYTES_MAX", 1024):
+        with Engine.open(log_dir, create=True) as engine:
+            engine.create_stream("clicks", "events")
+            for number in range(10):
+                made = batch_of(2, [b"%d" % number], Transactions.one(time_us=number))
+                engine.commit(Plan(appends=[Append(stream="clicks", batches=[made])]))
+            flip(engine, "index", index.key(1, 4))
+        done = repair(log_dir)
+        assert [(gone.start, gone.stop) for gone in done.lost] == [(4, 5)]
+        with Engine.open(log_dir) as engine:
+            found: list[bytes] = []
+            for stretch in engine.scan("clicks", 0, 10, lambda entry: True):
+                assert stretch.payload is not None
+                found += stretch.payload.records(stretch.readable_slots()[0])
+            assert found == [b"%d" % number for number in range(10) if number != 4]
+            assert check(engine) == []
+            assert [entry.states is not None for entry in entries_of(engine)].count(True) == 1
+
+
+def entries_of(engine: Engine) -> list[index.IndexEntry]:
+    walk = engine.scan("clicks", *engine.bounds("clicks"), lambda entry: False)
+    return [stretch.entry for stretch in walk]

@@ -113,7 +113,7 @@ def _append(store: Store, txn: Txn, append: Append, fenced: Set[str]) -> Sequenc
     for entry in _entries(store, txn, append, batches):
         if not entry.records:
             # All its records were dropped: it has no offset, and so no place in the stream.
-            delete_body(store, txn, entry.payload_id, size=entry.body_bytes)
+            delete_body(store, txn, entry)
             continue
         time_max = max(time_max, entry.time_max)
         key = index.key(stream.id, placed)
@@ -140,15 +140,30 @@ def _entries(
             position = append.staged_position
             yield entry if position is None else entry.with_position(position)
     if batches:
-        yield from place(store, txn, batches)
+        yield from place(store, txn, batches, inline=True)
 
 
-def place(store: Store, txn: Txn, batches: Iterable[Batch]) -> list[IndexEntry]:
-    """Store the bodies of batches; returns their entries, not yet in any stream."""
+def place(
+    store: Store, txn: Txn, batches: Iterable[Batch], *, inline: bool = False
+) -> list[IndexEntry]:
+    """Store the bodies of batches; returns their entries, not yet in any stream.
+
+    With `inline` small bodies go into the entries.
+    """
     batches = list(batches)
-    first_id = rows.take_number(store, txn, "payload", count=len(batches))
-    put_bodies(store, txn, first_id, [batch.body for batch in batches])
-    return [batch.entry(first_id + i) for i, batch in enumerate(batches)]
+    apart = [batch.body for batch in batches if not (inline and batch.fits_entry)]
+    next_id = 0
+    if apart:
+        next_id = rows.take_number(store, txn, "payload", count=len(apart))
+        put_bodies(store, txn, next_id, apart)
+    found = []
+    for batch in batches:
+        if inline and batch.fits_entry:
+            found.append(batch.entry(0))
+        else:
+            found.append(batch.entry(next_id))
+            next_id += 1
+    return found
 
 
 def _store_source(store: Store, txn: Txn, source: SourceUpdate) -> None:

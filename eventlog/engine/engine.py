@@ -185,11 +185,15 @@ class Engine:
         return scan.scan(self.store, self.stream(name), start, stop, wanted, damaged=damaged)
 
     def entry_holding(self, name: str, offset: int) -> IndexEntry | None:
-        """The entry whose stretch holds `offset`, None at the end."""
+        """The entry whose stretch holds `offset`, None at the end.
+
+        Raises DamagedLog where the stream should have one.
+        """
         with self.store.read() as txn:
             row = commit.require_stream(self.store, txn, name)
-            entry = scan.entry_before(self.store, txn, row.id, offset)
-        return entry if entry is not None and offset < entry.stop else None
+            if not row.start <= offset < row.end:
+                return None
+            return scan.entry_at(self.store, txn, row, offset)
 
     def transaction_start(self, name: str, offset: int) -> int:
         """Where the source transaction that holds both `offset - 1` and `offset` begins.

@@ -20,7 +20,8 @@ transactions begin in or reach into the stretch: `first` is the slot where each 
 began before), `back` how many records of the first one lie before this entry. A slot's state: 0
 live, 1 dropped (no offset), 2 erased, 3 compacted, 4 lost (all three keep their offset). The map is
 msgpack, for what later versions add; it is kept. Its `raw` is the payload's length uncompressed,
-where that is compressed. The checksum covers the key and all before it.
+where that is compressed, its `body` a small payload itself, whose id is 0 then. The checksum covers
+the key and all before it.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ _SUM = struct.Struct("<Q")
 
 RAW = "raw"
 """In an entry's map: the payload's bytes before it was compressed, header left out."""
+
+BODY = "body"
+"""In an entry's map: the payload's body itself, where it is small. The payload id is 0 then."""
 
 LIVE, DROPPED, ERASED, COMPACTED, LOST = range(5)
 
@@ -110,6 +114,12 @@ class IndexEntry:
     @property
     def stop(self) -> int:
         return self.first_offset + self.records
+
+    @property
+    def body(self) -> bytes | None:
+        """The payload's body, where the entry holds it itself."""
+        found: bytes | None = self.more.get(BODY)
+        return found
 
     @property
     def raw_bytes(self) -> int:

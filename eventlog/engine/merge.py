@@ -119,7 +119,7 @@ class Tail:
         for _ in range(run.count):
             key = index.key(self._stream.id, at)
             entry = index.unpack(at, txn.get(key, db=store.index) or b"", under=key)
-            body = payload_store.get_body(store, txn, entry.payload_id, size=entry.body_bytes)
+            body = payload_store.get_body(store, txn, entry)
             found.append((entry, payload_store.load(body, entry, stream=self._stream.name)))
             at = entry.stop
         return found
@@ -129,13 +129,14 @@ class Tail:
         batch = merged_batch(group)
         if stream.compression == "zstd":
             batch = batch.compressed()
-        payload_id = rows.take_number(store, txn, "payload")
         first, last = group[0][0], group[-1][0]
-        entry = batch.entry(payload_id).moved(first.first_offset, last.time_running_max)
         for old, _ in group:
             txn.delete(index.key(stream.id, old.first_offset), db=store.index)
-            payload_store.delete_body(store, txn, old.payload_id, size=old.body_bytes)
-        payload_store.put_bodies(store, txn, payload_id, [batch.body])
+            payload_store.delete_body(store, txn, old)
+        payload_id = 0 if batch.fits_entry else rows.take_number(store, txn, "payload")
+        if payload_id:
+            payload_store.put_bodies(store, txn, payload_id, [batch.body])
+        entry = batch.entry(payload_id).moved(first.first_offset, last.time_running_max)
         key = index.key(stream.id, entry.first_offset)
         txn.put(key, index.pack(entry, under=key), db=store.index)
         return entry
@@ -168,7 +169,7 @@ def _alike(loaded: Sequence[Loaded]) -> Iterator[list[Loaded]]:
 
 def _merges(entry: IndexEntry) -> bool:
     # What later versions say of an entry may not hold of a part of another.
-    return not entry.more.keys() - {index.RAW}
+    return not entry.more.keys() - {index.RAW, index.BODY}
 
 
 def merged_batch(group: Sequence[Loaded]) -> Batch:

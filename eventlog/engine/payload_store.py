@@ -1,4 +1,7 @@
-"""Payload bodies in the `payload` database: key (id u64, part u32), big-endian."""
+"""Payload bodies in the `payload` database: key (id u64, part u32), big-endian.
+
+Small ones are in their index entries instead; what takes an entry knows both places.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,12 @@ def put_bodies(store: Store, txn: Txn, first_id: int, bodies: Sequence[Body]) ->
         put_parts(store, txn, payload_id, body.parts())
 
 
-def get_parts(store: Store, txn: Txn, payload_id: int, *, size: int) -> list[bytes]:
-    """The parts of a body of `size` bytes as they are stored, whatever fills up the last one."""
-    keys = (_KEY.pack(payload_id, part) for part in range(payload.part_count(size)))
+def get_parts(store: Store, txn: Txn, entry: IndexEntry) -> list[bytes]:
+    """The parts of an entry's body as they are stored, whatever fills up the last one."""
+    if entry.body is not None:
+        return [entry.body]
+    count = payload.part_count(entry.body_bytes)
+    keys = (_KEY.pack(entry.payload_id, part) for part in range(count))
     found = (txn.get(key, db=store.payload) for key in keys)
     return [part for part in found if part is not None]
 
@@ -39,11 +45,11 @@ def put_parts(store: Store, txn: Txn, payload_id: int, parts: Iterable[bytes]) -
             )
 
 
-def get_body(store: Store, txn: Txn, payload_id: int, *, size: int) -> bytes:
-    """Read a body of `size` bytes; what is missing is left out, for the decoder to notice."""
-    parts = get_parts(store, txn, payload_id, size=size)
+def get_body(store: Store, txn: Txn, entry: IndexEntry) -> bytes:
+    """Read an entry's body; what is missing is left out, for the decoder to notice."""
+    parts = get_parts(store, txn, entry)
     stored = parts[0] if len(parts) == 1 else b"".join(parts)
-    return stored if len(stored) <= size else stored[:size]
+    return stored if len(stored) <= entry.body_bytes else stored[: entry.body_bytes]
 
 
 def load(body: bytes, entry: IndexEntry, *, stream: str) -> Payload:
@@ -64,9 +70,11 @@ def load(body: bytes, entry: IndexEntry, *, stream: str) -> Payload:
     return found
 
 
-def delete_body(store: Store, txn: Txn, payload_id: int, *, size: int) -> None:
-    for part in range(payload.part_count(size)):
-        txn.delete(_KEY.pack(payload_id, part), db=store.payload)
+def delete_body(store: Store, txn: Txn, entry: IndexEntry) -> None:
+    """Delete an entry's body, where it lies outside of it."""
+    if entry.body is None:
+        for part in range(payload.part_count(entry.body_bytes)):
+            txn.delete(_KEY.pack(entry.payload_id, part), db=store.payload)
 
 
 def greatest_id(store: Store, txn: Txn) -> int:

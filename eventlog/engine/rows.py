@@ -129,9 +129,15 @@ def vanished(what: str) -> DamagedLog:
 
 def stream_row(store: Store, txn: Txn, name: str) -> StreamRow | None:
     """The row of a stream; None where there never was one of that name."""
-    stored = read_map(store, txn, STREAM_KEYS + name.encode())
+    key = STREAM_KEYS + name.encode()
+    stored = txn.get(key, db=store.meta)
     if stored is not None:
-        return load_row(StreamRow, stored)  # type: ignore[no-any-return]
+        # Every append and every read asks for it: the same bytes are not decoded twice.
+        before, row = store.decoded.get(key, (b"", None))
+        if stored != before:
+            row = load_row(StreamRow, unseal(key, stored))
+            store.decoded[key] = stored, row
+        return row  # type: ignore[no-any-return]
     return next((row for row in stream_rows(store, txn) if row.name == name), None)
 
 
@@ -149,8 +155,12 @@ def write_head(
     tail: Sequence[Sequence[int]],
 ) -> None:
     """Write a stream's row with another head: what every append does."""
-    head = {"end": end, "time_running_max": time_running_max, "tail": tail}
-    write_map(store, txn, STREAM_KEYS + row.name.encode(), {**stored_map(row), **head})
+    key = STREAM_KEYS + row.name.encode()
+    stored = stored_map(row)
+    stored.update(end=end, time_running_max=time_running_max, tail=tail)
+    sealed = seal(key, stored)
+    txn.put(key, sealed, db=store.meta)
+    store.decoded[key] = sealed, load_row(StreamRow, stored)
 
 
 def stream_rows(store: Store, txn: Txn) -> list[StreamRow]:

@@ -58,6 +58,14 @@ def entry_before(store: Store, txn: Txn, stream_id: int, offset: int) -> IndexEn
     return _entry(cursor) if found == stream_id else None
 
 
+def entry_at(store: Store, txn: Txn, stream: StreamRow, offset: int) -> IndexEntry:
+    """The entry that holds an offset of `[start, end)`; raises DamagedLog where none does."""
+    entry = entry_before(store, txn, stream.id, offset)
+    if entry is None or entry.stop <= offset:
+        raise _gap(stream.name, offset, offset + 1)
+    return entry
+
+
 def entries_from(
     store: Store, txn: Txn, stream_id: int, offset: int, stop: int
 ) -> Iterator[IndexEntry]:
@@ -105,9 +113,7 @@ def scan(
                 body = None
                 if wanted(found):
                     size += found.body_bytes
-                    body = payload_store.get_body(
-                        store, txn, found.payload_id, size=found.body_bytes
-                    )
+                    body = payload_store.get_body(store, txn, found)
                 gathered.append((first, found, body))
                 if size >= READ_BYTES or len(gathered) >= READ_ENTRIES:
                     ended = False

@@ -66,7 +66,7 @@ def drop(store: Store, txn: Txn, owner: int) -> int:
     """Delete what an owner staged, payloads included; returns the number of batches."""
     found = _take(store, txn, owner)
     for entry in found:
-        delete_body(store, txn, entry.payload_id, size=entry.body_bytes)
+        delete_body(store, txn, entry)
     return len(found)
 
 

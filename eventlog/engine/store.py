@@ -13,8 +13,7 @@ import errno
 import os
 import struct
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +46,19 @@ _CLEAR_EVERY_S = 60.0
 """A reader that was killed keeps pages from being reused until its slot is cleared: by a writer,
 whose commits they would be."""
 
+_FOREIGN = (lmdb.Error, struct.error, UnicodeDecodeError)
+"""What a transaction's block may raise. Keys are taken apart in it, and a damaged page may show one
+that no version writes."""
+
 Txn = Any
 """An lmdb transaction. Its cursors and values must not be used after it ends."""
 
 
 class Store:
-    """An open environment and its sub-databases, as attributes: `payload`, `index`, ..."""
+    """An open environment and its sub-databases, as attributes: `payload`, `index`, ...
+
+    `decoded` keeps rows beside the bytes that they were decoded from, by key.
+    """
 
     payload: Any
     index: Any
@@ -69,6 +75,7 @@ class Store:
         Raises NotALog where the file is no LMDB file or has other databases, DamagedLog, or
         LogUnreadable where it cannot be opened.
         """
+        self.decoded: dict[bytes, tuple[bytes, Any]] = {}
         self._directory = directory
         self._lock = lock
         self._pid = os.getpid()
@@ -113,34 +120,16 @@ class Store:
         if self._lock is not None:
             self._lock.release()
 
-    @contextmanager
-    def read(self) -> Iterator[Txn]:
+    def read(self) -> AbstractContextManager[Txn]:
         """A read transaction: one state of the whole log."""
-        with self._translated():
-            txn = self._begin(write=False)
-            try:
-                yield txn
-            finally:
-                txn.abort()
+        return _Transaction(self, write=False)
 
-    @contextmanager
-    def write(self) -> Iterator[Txn]:
+    def write(self) -> AbstractContextManager[Txn]:
         """A write transaction: committed durably at the end, or not at all on an exception.
 
         Raises DiskFull where the disk has no room; nothing of the transaction is stored then.
         """
-        if time.monotonic() - self._cleared_s >= _CLEAR_EVERY_S:
-            self.clear_stale_readers()
-        with self._translated():
-            txn = self._begin(write=True)
-            try:
-                yield txn
-            except BaseException:
-                txn.abort()
-                raise
-            reach("commit.before")
-            txn.commit()
-            reach("commit.after")
+        return _Transaction(self, write=True)
 
     def last_transaction(self) -> int:
         """The number of the last commit that a read would see, by whatever process."""
@@ -152,8 +141,10 @@ class Store:
     def clear_stale_readers(self) -> int:
         """Free the slots of readers that died; returns how many. `write` does it each minute."""
         self._cleared_s = time.monotonic()
-        with self._translated():
+        try:
             return int(self._environment().reader_check())
+        except lmdb.Error as error:
+            raise self.translated(error) from error
 
     def live_bytes(self) -> int:
         """The pages that hold something now, in bytes; the rest of the file waits to be reused."""
@@ -185,7 +176,10 @@ class Store:
             raise self.forked_error()
         return self._env
 
-    def _begin(self, *, write: bool) -> Txn:
+    def begin(self, *, write: bool) -> Txn:
+        """Begin a transaction, which the caller ends; `read` and `write` do that by themselves."""
+        if write and time.monotonic() - self._cleared_s >= _CLEAR_EVERY_S:
+            self.clear_stale_readers()
         env = self._environment()
         try:
             return env.begin(write=write)
@@ -193,20 +187,43 @@ class Store:
             env.set_mapsize(0)
             return env.begin(write=write)
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def translated(self, error: Any) -> EventLogError:
+        """The error of this package for a foreign one."""
+        return _translate(error, self._directory)
+
+
+class _Transaction(AbstractContextManager[Txn]):
+    """A transaction for a `with` block. Written out, as a generator would take twice as long."""
+
+    __slots__ = ("_store", "_txn", "_write")
+
+    def __init__(self, store: Store, *, write: bool) -> None:
+        self._store = store
+        self._write = write
+        self._txn: Txn = None
+
+    def __enter__(self) -> Txn:
         try:
-            yield
-        except EventLogError:
-            raise
+            self._txn = self._store.begin(write=self._write)
         except lmdb.Error as error:
-            raise _translate(error, self._directory) from error
-        except (struct.error, UnicodeDecodeError) as error:
-            # Keys are taken apart in here. A damaged page may show one that no version writes.
-            raise DamagedLog(
-                f"the store in {self._directory} is damaged: a key has another form ({error})",
-                hint="restore the directory from a copy, or run `eventlog repair`",
-            ) from error
+            raise self._store.translated(error) from error
+        return self._txn
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        txn, self._txn = self._txn, None
+        if error is None and self._write:
+            try:
+                reach("commit.before")
+                txn.commit()
+            except lmdb.Error as failed:
+                raise self._store.translated(failed) from failed
+            reach("commit.after")
+            return
+        txn.abort()
+        if isinstance(error, _FOREIGN):
+            raise self._store.translated(error) from error
 
 
 def holds_data(data: Path) -> bool:
@@ -269,6 +286,11 @@ def _reach_last_page(env: Any, data: Path) -> None:
 
 
 def _translate(error: Any, directory: Path) -> EventLogError:
+    if isinstance(error, struct.error | UnicodeDecodeError):
+        return DamagedLog(
+            f"the store in {directory} is damaged: a key has another form ({error})",
+            hint="restore the directory from a copy, or run `eventlog repair`",
+        )
     code = getattr(error, "code", None)
     if isinstance(error, lmdb.DiskError | lmdb.MapFullError) or code in _NO_ROOM:
         return DiskFull(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from eventlog.engine.index import I64, IndexEntry
-from eventlog.engine.rows import TIME_MIN, StreamRow
-from eventlog.engine.scan import entry_before
+from eventlog.engine.rows import StreamRow
+from eventlog.engine.scan import entry_at
 from eventlog.engine.store import Store, Txn
 
 
@@ -51,9 +51,7 @@ def offset_at(store: Store, txn: Txn, stream: StreamRow, time_us: int) -> int:
     # Invariant: every offset below low has a lesser running time, every entry from high on has
     # reached time_us.
     while low < high:
-        entry = entry_before(store, txn, stream.id, (low + high) // 2)
-        if entry is None or entry.stop <= low:
-            break
+        entry = entry_at(store, txn, stream, (low + high) // 2)
         if entry.time_running_max < time_us:
             low = entry.stop
         elif _running_before(store, txn, stream, entry) >= time_us:
@@ -66,8 +64,7 @@ def offset_at(store: Store, txn: Txn, stream: StreamRow, time_us: int) -> int:
 def _running_before(store: Store, txn: Txn, stream: StreamRow, entry: IndexEntry) -> int:
     if entry.first_offset <= stream.start:
         return stream.time_dropped_max
-    before = entry_before(store, txn, stream.id, entry.first_offset - 1)
-    return TIME_MIN if before is None else before.time_running_max
+    return entry_at(store, txn, stream, entry.first_offset - 1).time_running_max
 
 
 def _within(entry: IndexEntry, time_us: int) -> int:

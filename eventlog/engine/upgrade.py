@@ -4,6 +4,7 @@
 
     heads     streams' rows hold `end`, running time and tail, and count their other rows
     ids       the database `ids`
+    inline    entries may hold their bodies themselves
     lost      state 4 of a slot: its record was damaged, and dropped by a repair
     packed    transactions of an entry may be packed
     zstd      bodies may be compressed
@@ -21,7 +22,7 @@ from eventlog.engine.rows import TIME_MIN, StreamRow
 from eventlog.engine.scan import last_entry
 from eventlog.engine.store import Store, Txn
 
-FEATURES = ("heads", "ids", "lost", "packed", "zstd")
+FEATURES = ("heads", "ids", "inline", "lost", "packed", "zstd")
 
 
 def upgrade(store: Store) -> None:

@@ -85,7 +85,7 @@ def _staged(store: Store, staged: list[StagedKey], report: Report) -> None:
             if value is None:
                 continue  # Published or dropped since.
             entry = index.unpack(0, value, under=item.key)
-            body = get_body(store, txn, entry.payload_id, size=entry.body_bytes)
+            body = get_body(store, txn, entry)
         for what in shape_faults(entry, value):
             report.add("staging", item.where, what, stream=item.stream)
         check_payload(entry, body, report, stream=item.stream, where=item.where)

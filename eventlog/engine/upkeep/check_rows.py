@@ -57,6 +57,8 @@ class References:
     parts: array[int] = field(default_factory=lambda: array("L"))
 
     def add(self, entry: IndexEntry) -> None:
+        if entry.body is not None:
+            return
         self.ids.append(entry.payload_id)
         self.parts.append(part_count(entry.body_bytes))
 

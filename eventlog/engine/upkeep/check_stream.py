@@ -120,7 +120,7 @@ def _items(store: Store, state: StreamState) -> Iterator[_Found | _Unreadable]:
                     gathered.append(_Unreadable(first_offset, error))
                     at = first_offset + 1
                 else:
-                    body = get_body(store, txn, entry.payload_id, size=entry.body_bytes)
+                    body = get_body(store, txn, entry)
                     gathered.append(_Found(entry, value, body, resumes))
                     size += len(body)
                     at = max(entry.stop, first_offset + 1)

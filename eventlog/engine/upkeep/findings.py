@@ -186,7 +186,7 @@ def _run(walker: Walker, number: int) -> Stored | None:
 
 
 def _take_stray(found: Findings, stored: Stored, value: bytes) -> None:
-    facts, _ = _proven(value, (stored,))
+    facts, _ = proven(value, (stored,))
     if facts is not None:
         found.strays.setdefault((facts.checksum, facts.size), facts)
 
@@ -202,7 +202,7 @@ def _prove(
     for payload_id in sorted(parts):
         places = tuple(stored for _, stored in _dense(parts[payload_id]))
         try:
-            facts, why = _proven(b"".join(map(walker.value, places)), places)
+            facts, why = proven(b"".join(map(walker.value, places)), places)
         except BadPage as error:
             facts, why = None, f"{error}"
         if facts is None:
@@ -221,7 +221,7 @@ def _dense(places: dict[int, Stored]) -> Iterator[tuple[int, Stored]]:
         yield number, places[number]
 
 
-def _proven(data: bytes, parts: tuple[Stored, ...]) -> tuple[BodyFacts | None, str]:
+def proven(data: bytes, parts: tuple[Stored, ...]) -> tuple[BodyFacts | None, str]:
     """What a body states, if it proves itself; else why not."""
     if len(data) < payload.HEADER_BYTES:
         return None, "it is cut short"

@@ -26,7 +26,7 @@ import numpy as np
 
 from eventlog.engine import index
 from eventlog.engine.batch import Batch
-from eventlog.engine.index import DROPPED, LIVE, LOST, RAW, IndexEntry, Transactions
+from eventlog.engine.index import BODY, DROPPED, LIVE, LOST, RAW, IndexEntry, Transactions
 from eventlog.engine.payload import encode
 from eventlog.engine.rows import TIME_MIN, StreamKind
 from eventlog.engine.upkeep.check_stream import shape_faults
@@ -195,7 +195,7 @@ def _lose(done: Mended, bounds: Bounds, entries: list[IndexEntry], why: str) -> 
 def _emptied(entry: IndexEntry) -> IndexEntry:
     """The entry without its records; its transactions and what was erased before stay."""
     live = np.zeros(entry.slots, np.uint8) if entry.states is None else entry.states
-    more = {name: value for name, value in entry.more.items() if name != RAW}
+    more = {name: value for name, value in entry.more.items() if name not in (RAW, BODY)}
     states = np.where(live == LIVE, np.uint8(LOST), live)
     return replace(entry, states=states, relations=(), more=more)
 

@@ -170,7 +170,8 @@ def _write(found: Salvage, scratch: Path, progress: Progress) -> None:
 def _add(target: Target, walker: Walker, stream_id: int, piece: Piece) -> None:
     if piece.body is None:
         batch = batch_of_lost(piece)
-        entry = batch.entry(0).moved(piece.entry.first_offset, piece.entry.time_running_max)
+        number = 0 if batch.fits_entry else target.next_id
+        entry = batch.entry(number).moved(piece.entry.first_offset, piece.entry.time_running_max)
         target.add(stream_id, entry, list(batch.body.parts()))
         return
     try:

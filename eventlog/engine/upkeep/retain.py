@@ -154,7 +154,7 @@ def _drop(store: Store, txn: Txn, row: StreamRow, limit: int, batches: int) -> t
         return row.start, 0
     for entry in gone:
         txn.delete(index.key(row.id, entry.first_offset), db=store.index)
-        payload_store.delete_body(store, txn, entry.payload_id, size=entry.body_bytes)
+        payload_store.delete_body(store, txn, entry)
     start = gone[-1].stop
     # A run that lost entries is not merged any more.
     tail = row.tail if not row.tail or row.tail[0][1] >= start else ()

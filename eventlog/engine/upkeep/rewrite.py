@@ -141,7 +141,7 @@ class _Copy:
         for entry in entries_from(source, txn, row.id, at, stop):
             if entry.first_offset != at:
                 raise _gap(name, at, entry.first_offset)
-            parts = payload_store.get_parts(source, txn, entry.payload_id, size=entry.body_bytes)
+            parts = payload_store.get_parts(source, txn, entry)
             found.append((entry, parts))
             at = entry.stop
             size += entry.body_bytes
@@ -180,9 +180,11 @@ class Target:
         self._greatest = b""
 
     def add(self, stream_id: int, entry: IndexEntry, parts: list[bytes]) -> None:
-        """Add an entry under a new payload id."""
-        self._pending.append((stream_id, replace(entry, payload_id=self.next_id), parts))
-        self.next_id += 1
+        """Add an entry, under a new payload id unless it holds its body itself."""
+        if entry.body is None:
+            entry = replace(entry, payload_id=self.next_id)
+            self.next_id += 1
+        self._pending.append((stream_id, entry, parts))
         self._bytes += entry.body_bytes
         if self._bytes >= COMMIT_BYTES or len(self._pending) >= COMMIT_ENTRIES:
             self._flush()
@@ -205,7 +207,7 @@ class Target:
                 dropped = list(islice(old, DROPPED_AT_ONCE))
                 for entry in dropped:
                     txn.delete(index.key(stream.id, entry.first_offset), db=store.index)
-                    delete_body(store, txn, entry.payload_id, size=entry.body_bytes)
+                    delete_body(store, txn, entry)
             if not dropped:
                 return
 
@@ -220,7 +222,8 @@ class Target:
         store = self._store
         with store.write() as txn:
             for stream_id, entry, parts in self._pending:
-                payload_store.put_parts(store, txn, entry.payload_id, parts)
+                if entry.body is None:
+                    payload_store.put_parts(store, txn, entry.payload_id, parts)
                 key = index.key(stream_id, entry.first_offset)
                 # In the order of keys, pages are filled; else they are split in halves.
                 in_order = key > self._greatest

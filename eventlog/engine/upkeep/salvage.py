@@ -25,7 +25,7 @@ from eventlog.engine.index import IndexEntry
 from eventlog.engine.rows import ConsumerRow, StreamRow
 from eventlog.engine.sealed import unseal
 from eventlog.engine.upgrade import FEATURES
-from eventlog.engine.upkeep.findings import BodyFacts, Findings
+from eventlog.engine.upkeep.findings import BodyFacts, Findings, proven
 from eventlog.engine.upkeep.mending import BodyOf, LostRange
 from eventlog.engine.upkeep.salvage_stream import SalvagedStream, StreamParts, salvage_stream
 from eventlog.errors import DamagedLog, LogVersionError, NotALog
@@ -270,6 +270,13 @@ def _bodies(found: Findings) -> BodyOf:
     anywhere = {(facts.checksum, facts.size): facts for facts in found.bodies.values()}
 
     def body_of(entry: IndexEntry) -> BodyFacts | str:
+        if entry.body is not None:
+            facts, why = proven(entry.body, ())
+            if facts is None:
+                return f"their payload is damaged: {why}"
+            if (facts.checksum, facts.count) != (entry.payload_checksum, entry.slots):
+                return "the payload in their index entry is another one"
+            return facts
         wanted = entry.payload_checksum, entry.body_bytes
         facts = found.bodies.get(entry.payload_id)
         if facts is None or (facts.checksum, facts.size) != wanted:
