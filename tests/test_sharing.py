@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import re
@@ -694,3 +695,53 @@ def test_a_writer_clears_the_slots_of_dead_readers_each_minute(
         now_s += 11
         append(engine, "s", b"x")
         assert child.pid not in readers_of(engine) and alive.pid in readers_of(engine)
+
+
+# One process
+
+
+def test_a_handle_that_nobody_has_any_more_does_not_keep_the_log_open(closed: Path) -> None:
+    log = eventlog.open(closed)
+    stream = log.stream("s", create=True)
+    del log
+    gc.collect()
+    assert stream.append("the stream still has the log") == 0
+    log = eventlog.open(closed)
+    del stream
+    gc.collect()
+    log.close()
+    OpenLock.alone(closed, doing="compacting").release()
+
+
+def test_a_cell_that_is_run_again_and_closed_once_leaves_nothing_open(closed: Path) -> None:
+    for _ in range(3):
+        log = eventlog.open(closed)
+        gc.collect()
+    log.close()
+    OpenLock.alone(closed, doing="compacting").release()
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_log_that_was_removed_meanwhile_is_not_handed_out_again(
+    log_dir: Path, create: bool
+) -> None:
+    log = eventlog.open(log_dir, create=True)
+    moved = log_dir.with_name("moved")
+    log_dir.rename(moved)
+    with pytest.raises(LogUnreadable, match="was removed or replaced while") as error:
+        eventlog.open(log_dir, create=create)
+    assert "close it everywhere" in error.value.hint
+    log.close()
+    with eventlog.open(log_dir, create=True) as anew, eventlog.open(moved) as before:
+        assert anew.engine.identity()["id"] != before.engine.identity()["id"]
+        assert anew.check() == before.check() == []
+
+
+def test_the_lock_file_has_its_room_on_the_disk_from_the_start(closed: Path) -> None:
+    """A sparse one would kill whoever touches a page of it while the disk is full."""
+    lock = closed / "lock.mdb"
+    for _ in range(2):
+        with Engine.open(closed):
+            found = lock.stat()
+            assert found.st_size >= 131_200 and found.st_blocks * 512 >= found.st_size
+        lock.unlink()

@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,7 +29,7 @@ from eventlog.engine.rows import Compression, ConsumerRow, OwnerRow, StreamKind,
 from eventlog.engine.scan import Damaged, Stretch
 from eventlog.engine.store import Store
 from eventlog.engine.writer import Owner, Writer
-from eventlog.errors import DamagedLog, EnvironmentFault, OffsetOutOfRange
+from eventlog.errors import DamagedLog, EnvironmentFault, LogUnreadable, OffsetOutOfRange
 
 _OPEN: dict[Path, _Shared] = {}
 _OPEN_LOCK = threading.Lock()
@@ -35,11 +37,20 @@ _OPEN_LOCK = threading.Lock()
 
 @dataclass(slots=True)
 class _Shared:
-    """What the handles of one log share in a process."""
+    """What the handles of one log share in a process. `file` tells its data file from others."""
 
     store: Store
     committer: GroupCommitter
+    file: tuple[int, int]
     handles: int = 0
+
+
+_ABANDONED: deque[tuple[Path, _Shared, watch.Watches]] = deque()
+"""Handles that nobody has any more and that were not closed: a notebook cell that was run again.
+
+They are let go at the next opening or closing; not by the collector itself, which may come amid
+either.
+"""
 
 
 def _renew_lock() -> None:
@@ -56,16 +67,46 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
+def _file(path: Path) -> tuple[int, int]:
+    """Which file the data file is; (0, 0) where there is none."""
+    try:
+        found = os.stat(path / "data.mdb")
+    except FileNotFoundError:
+        return 0, 0
+    return found.st_dev, found.st_ino
+
+
+def _let_go(path: Path, shared: _Shared, watches: watch.Watches) -> None:
+    """Give back one handle; the environment closes with the last. REQUIRES: _OPEN_LOCK."""
+    watches.close()
+    shared.handles -= 1
+    if not shared.handles:
+        if _OPEN.get(path) is shared:
+            del _OPEN[path]
+        shared.store.close()
+
+
+def _let_go_abandoned() -> None:
+    while _ABANDONED:
+        path, shared, watches = _ABANDONED.popleft()
+        if not shared.store.forked:  # Else it is the parent's, and refused here.
+            _let_go(path, shared, watches)
+
+
 class Engine:
     """An open log. A context manager; opening a log twice in a process shares the environment."""
 
     def __init__(self, path: Path, shared: _Shared) -> None:
         self.path = path
+        self._shared = shared
         self._store = shared.store
         self._committer = shared.committer
         self._compressions: dict[str, Compression] = {}
         self._closed = False
         self.watches = watch.Watches(path / "data.mdb")
+        abandoned = path, shared, self.watches
+        self._unless_closed = weakref.finalize(self, _ABANDONED.append, abandoned)
+        self._unless_closed.atexit = False
 
     @classmethod
     def open(cls, path: Path, *, create: bool = False) -> Self:
@@ -76,32 +117,34 @@ class Engine:
         """
         path = path.resolve()
         with _OPEN_LOCK:
+            _let_go_abandoned()
             shared = _OPEN.get(path)
             if shared is not None and shared.store.forked:
                 raise shared.store.forked_error()
+            if shared is not None and shared.file != _file(path):
+                raise LogUnreadable(
+                    f"the log {path} was removed or replaced while this process has it open",
+                    hint="close it everywhere in this process, or start the process again",
+                )
             if shared is None:
                 store = directory.open_store(path, create=create, now_us=now_us())
                 # What cannot be dropped now harms no reader; whoever opens the log next tries.
                 with suppress(DamagedLog, EnvironmentFault):
                     staging.drop_dead_appenders(store, path)
-                shared = _OPEN[path] = _Shared(store, GroupCommitter(store, now_us))
+                committer = GroupCommitter(store, now_us)
+                shared = _OPEN[path] = _Shared(store, committer, _file(path))
             shared.handles += 1
         return cls(path, shared)
 
     def close(self) -> None:
         """Close this handle; the environment closes with the last one."""
         with _OPEN_LOCK:
+            _let_go_abandoned()
             if self._closed:
                 return
             self._closed = True
-            self.watches.close()
-            shared = _OPEN.get(self.path)
-            if shared is None or shared.store is not self._store:
-                return
-            shared.handles -= 1
-            if not shared.handles:
-                del _OPEN[self.path]
-                shared.store.close()
+            if self._unless_closed.detach() is not None:
+                _let_go(self.path, self._shared, self.watches)
 
     def __enter__(self) -> Self:
         return self

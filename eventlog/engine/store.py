@@ -38,6 +38,9 @@ _ADDED = frozenset({"ids"})
 
 _MAP_BYTES = (1 << 40, 64 << 30, 8 << 30)
 _READERS_MAX = 2048
+_LOCK_BYTES = 192 + 64 * (_READERS_MAX - 1)
+"""Of LMDB's lock file: a header, and a slot for each reader."""
+
 _DATABASES_MAX = 1024
 _NO_ROOM = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, -30772)
 """Codes of a write that ran out of room: short writes (EIO, MDB_SHORT_WRITE), quotas, limits."""
@@ -246,7 +249,30 @@ def structure_faults(data: Path) -> list[str]:
         return [f"{error}"]
 
 
+def _allocate_lock_file(path: Path) -> None:
+    # LMDB maps it, and makes it sparse: on a full disk the first touch of a page would kill the
+    # process (SIGBUS). Nobody here has it open: closing it would drop the locks of whoever has.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(descriptor).st_blocks * 512 < _LOCK_BYTES:
+            os.posix_fallocate(descriptor, 0, _LOCK_BYTES)
+    finally:
+        os.close(descriptor)
+
+
 def _open(directory: Path, *, create: bool) -> Any:
+    try:
+        _allocate_lock_file(directory / "lock.mdb")
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise DiskFull(
+                f"the disk that holds {directory} has no room for the lock file of a log",
+                hint="free some 128 KiB and try again; nothing is lost",
+            ) from error
+        raise LogUnreadable(
+            f"cannot use {directory / 'lock.mdb'}: {error.strerror}",
+            hint="look at the permissions of the directory and its files",
+        ) from error
     options: dict[str, Any] = {"lib_version": 0} if create else {}
     for map_bytes in _MAP_BYTES:
         try:
