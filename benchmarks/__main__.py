@@ -26,7 +26,7 @@ from benchmarks.options import Options
 from benchmarks.table import render
 from eventlog.errors import EventLogError
 
-PROGRAMS = ("append", "capture")
+PROGRAMS = ("append", "capture", "compression", "fair", "follow", "read")
 DESCRIPTION = "One program for each question, with peers and limits side by side in one run."
 
 

@@ -10,7 +10,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("eventlog-cdc", "lmdb", "msgpack", "numpy", "psycopg", "xxhash")
+_PACKAGES = (
+    "eventlog-cdc",
+    "lmdb",
+    "msgpack",
+    "nats-py",
+    "numpy",
+    "psycopg",
+    "redis",
+    "xxhash",
+    "zstandard",
+)
 _FLUSHES = 50
 
 

@@ -40,9 +40,9 @@ def render(result: Result) -> str:
     ]
     settings = result.about.items()
     about = [", ".join(f"{k} {_plain(v)}" for k, v in settings if not isinstance(v, Mapping))]
-    for value in result.about.values():
-        if isinstance(value, Mapping):
-            about += [f"  {name}: {_plain(said)}" for name, said in value.items()]
+    for title, value in result.about.items():
+        if isinstance(value, Mapping) and value:
+            about += [f"{title}:", *(f"  {name}: {_plain(said)}" for name, said in value.items())]
     head = [f"{result.name}: {result.question}", "\n".join(about)]
     parts = [*head, _aligned(figures), _aligned(ratios)]
     return "\n\n".join(parts)

@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 from eventlog.changes.records import Batch, View, gather
 from eventlog.engine import Engine
 from eventlog.engine.watch import Watch, looks
+from eventlog.errors import UsageError
 
 MAX_ROWS = 1_000
 """Records in a followed batch where the caller names no number."""
@@ -40,6 +41,8 @@ class Following:
         max_rows: int = MAX_ROWS,
         stop: Callable[[], bool] | None = None,
     ) -> None:
+        if until is not None and not isinstance(until, int):
+            raise UsageError(f"no end {until!r}", hint="until= is an offset or 'current'")
         self.start = start
         self.until = until
         self._engine = engine

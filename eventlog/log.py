@@ -109,7 +109,19 @@ class Log:
 
     def streams(self) -> list[StreamInfo]:
         """All streams by name, with what they hold. Walks the index of each."""
-        return [self._info(row.name, row.kind) for row in self.engine.streams()]
+        return [self.stream_info(row.name) for row in self.engine.streams()]
+
+    def stream_info(self, name: str) -> StreamInfo:
+        """What one stream holds. Walks its index. Raises UnknownStream, DamagedLog."""
+        row = self.engine.stream(name)
+        records = size = 0
+        for stretch in self.engine.scan(name, row.start, row.end, lambda entry: False):
+            slots, _ = stretch.readable_slots()
+            records += len(slots)
+            size += stretch.entry.body_bytes
+        return StreamInfo(
+            name=name, kind=row.kind, start=row.start, end=row.end, records=records, bytes=size
+        )
 
     def transaction(self) -> Transaction:
         """Appends to several streams, all or nothing: `with log.transaction() as tx`."""
@@ -199,12 +211,3 @@ class Log:
 
     def _history(self, name: str) -> SchemaHistory:
         return self._schemas.setdefault(name, SchemaHistory(self.engine, name))
-
-    def _info(self, name: str, kind: StreamKind) -> StreamInfo:
-        start, end = self.engine.bounds(name)
-        records = size = 0
-        for stretch in self.engine.scan(name, start, end, lambda entry: False):
-            slots, _ = stretch.readable_slots()
-            records += len(slots)
-            size += stretch.entry.body_bytes
-        return StreamInfo(name=name, kind=kind, start=start, end=end, records=records, bytes=size)

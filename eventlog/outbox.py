@@ -2,9 +2,9 @@
 
 ::
 
-    values ──▶ records ──▶ full batches ──▶ one commit                       up to COMMIT_BYTES_MAX
-                                 └────────▶ staged, 4 MiB at a time, by a thread of its own,
-                                            and published by reference in one commit   beyond it
+    values ──▶ records ──▶ full batches ──▶ one commit                            up to COMMIT_BYTES
+                                 └────────▶ staged by a thread of its own, in commits that the disk
+                                            takes well, and published by reference in one: beyond it
 
 The write lock is held only while encoded batches are committed, never while a caller's code runs.
 While the disk takes what is staged, the next values are encoded.
@@ -13,8 +13,9 @@ While the disk takes what is staged, the next values are encoded.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import islice
 from typing import Any, NamedTuple, Self
 
@@ -24,11 +25,8 @@ from eventlog.codecs.events import CODEC, UnsuitableValue, key_text
 from eventlog.engine import Append, Batch, Engine, Owner, Transactions, batch_of, now_us
 from eventlog.engine.batch import BATCH_BYTES
 from eventlog.engine.failpoint import reach
+from eventlog.engine.writer import COMMIT_BYTES
 from eventlog.errors import UsageError
-
-COMMIT_BYTES_MAX = 4 << 20
-"""Encoded bytes in one commit: it reaches 0.6 of a disk's rate whether a flush takes 0.2 or 4 ms
-(LMDB.md), and keeps other writers waiting for some 10 ms."""
 
 IDS_BYTES_MAX = 16 << 20
 """Encoded bytes in an append with ids: not staged, since they are looked up by its commit."""
@@ -37,7 +35,10 @@ STAGING_PAUSE_S = 0.0002
 """Between two large commits, so that small ones of other processes get their turn."""
 
 CHUNK = 1_000
-"""Values that are encoded at once."""
+"""Values that are encoded at once, and fewer where they are large: about CHUNK_BYTES."""
+
+CHUNK_FIRST = 16
+CHUNK_BYTES = 1 << 20
 
 BOUNDARY_BYTES = 4
 """What a record costs in a body beside its own bytes."""
@@ -55,14 +56,16 @@ class Outbox:
         self._engine = engine
         self._time_us = now_us()
         self._spools: dict[str, _Spool] = {}
+        self._half = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         spools, self._spools = self._spools, {}
-        for spool in spools.values():
-            spool.close()
+        with ExitStack() as stack:  # Each is closed, whatever another raises.
+            for spool in spools.values():
+                stack.callback(spool.close)
 
     def add(self, stream: str, value: Any, key: Key, event_id: Key = None) -> None:
         """Add one event; a value that is None is a tombstone and needs a key."""
@@ -77,24 +80,35 @@ class Outbox:
     ) -> None:
         """Add many events, with as many keys and ids, or without any.
 
-        Raises UnsuitableValue, a TypeError, for a value that an event cannot hold.
+        Raises UnsuitableValue, a TypeError, for a value that an event cannot hold, and UsageError
+        for one thing, such as text or a DataFrame, in the place of many.
         """
+        require_many(values, "values")
+        for name, column in (("keys", keys), ("ids", ids)):
+            if column is not None:
+                require_many(column, name)
         spool = self._spools.get(stream)
         if spool is None:
             require_events(stream, self._engine.stream(stream).kind)
             spool = self._spools[stream] = _Spool(self._engine, stream, self._time_us)
         done = 0
-        for chunk in _chunks(values, keys, ids):
+        for chunk in _chunks(values, keys, ids, spool.next_chunk):
             try:
                 spool.extend(chunk)
             except UnsuitableValue as error:
                 error.place = done + (error.place or 0)
+                self._half = bool(done)
                 raise
             done += len(chunk.values)
         self._spill()
 
     def appends(self) -> list[Append]:
         """What a plan has to publish, by stream in the order of first use."""
+        if self._half:
+            raise UsageError(
+                "an append of this transaction failed half way, so nothing is committed",
+                hint="let the exception leave the `with` block, and try again without that value",
+            )
         return [spool.append() for spool in self._spools.values()]
 
     @property
@@ -103,9 +117,10 @@ class Outbox:
         return list(self._spools)
 
     def _spill(self) -> None:
-        if len(self._spools) > 1 and sum(s.bytes for s in self._spools.values()) > COMMIT_BYTES_MAX:
+        if len(self._spools) > 1 and sum(s.bytes for s in self._spools.values()) > COMMIT_BYTES:
             for spool in self._spools.values():
-                spool.stage()
+                if not spool.has_ids:
+                    spool.stage()
 
 
 def require_events(stream: str, kind: str) -> None:
@@ -114,6 +129,24 @@ def require_events(stream: str, kind: str) -> None:
         raise UsageError(
             f"stream {stream!r} is captured, and nothing else is appended to it",
             hint="append to an event stream of another name",
+        )
+
+
+def require_many(given: object, name: str) -> None:
+    """Raise UsageError for what is one event, key or id, or would be iterated as something else.
+
+    Text and mappings can be iterated, too: over their characters and names. So can a DataFrame,
+    over the names of its columns; a Series has its values.
+    """
+    one = isinstance(given, str | bytes | bytearray | memoryview | Mapping)
+    framed = hasattr(given, "to_dict") and not hasattr(given, "to_list")
+    if one or framed or not isinstance(given, Iterable):
+        what = "events" if name == "values" else name
+        raise UsageError(
+            f"{name} is a {type(given).__name__}, and not a list of {what}",
+            hint='give a list; for a DataFrame, df.to_dict("records")'
+            if name == "values"
+            else f"give a list of {name}, one for each value",
         )
 
 
@@ -135,6 +168,13 @@ def id_text(event_id: Key) -> str | None:
         raise UnsuitableValue(
             f"an id is text or an integer, not {type(event_id).__name__}", hint="write it as text"
         ) from error
+    if found is not None:
+        try:
+            found.encode()
+        except UnicodeEncodeError as error:
+            raise UnsuitableValue(
+                "an id has lone surrogates, which are not Unicode", hint="give it as other text"
+            ) from error
     if found == "":
         raise UnsuitableValue("an id is empty", hint="leave it out, or give each event its own")
     return found
@@ -164,6 +204,11 @@ class _Spool:
         self._count = 0
         self._size = 0
         self._back = 0
+        self._chunk = CHUNK_FIRST
+
+    def next_chunk(self) -> int:
+        """How many values to encode at once, by the size of the last."""
+        return self._chunk
 
     def extend(self, chunk: _Chunk) -> None:
         values, keys, ids = chunk
@@ -173,10 +218,17 @@ class _Spool:
                 if value is None and (texts is None or texts[place] is None):
                     raise tombstone_without_key(place)
         records = self._encoder.many(texts, values)
+        if ids is not None and self._owner is not None:
+            raise UsageError(
+                f"events with ids come after {COMMIT_BYTES >> 20} MiB of others in one append",
+                hint="append those with ids first, or in a transaction of their own",
+            )
         if ids is not None or self._ids:
             self._ids += [None] * (self._count - len(self._ids))
             self._ids += [None] * len(values) if ids is None else map(id_text, ids)
         self._count += len(values)
+        size = sum(map(len, records)) + 1
+        self._chunk = max(1, min(CHUNK, CHUNK_BYTES * len(records) // size))
         self._take(records)
 
     def append(self) -> Append:
@@ -186,6 +238,11 @@ class _Spool:
         if staged is not None:
             reach("outbox.staged")
         return Append(stream=self._stream, batches=self._batches, staged=staged, ids=self._ids)
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether events with ids are among them, which cannot be staged."""
+        return bool(self._ids)
 
     def stage(self) -> None:
         """Store the full batches durably, in no stream yet."""
@@ -218,9 +275,9 @@ class _Spool:
 
     def _settle(self) -> None:
         """Wait for what is being staged. Raises what that raised."""
-        staging, self._staging = self._staging, None
-        if staging is not None:
-            staging.result()
+        if self._staging is not None:
+            self._staging.result()  # What failed stays, and is raised again: nothing is published.
+            self._staging = None
 
     def _take(self, records: list[bytes]) -> None:
         """Gather records into batches, each closed before it passes BATCH_BYTES."""
@@ -245,7 +302,8 @@ class _Spool:
             return
         transaction = Transactions.one(time_us=self._time_us, back=self._back)
         batch = batch_of(CODEC.id, self._records, transaction)
-        most = IDS_BYTES_MAX if self._ids else COMMIT_BYTES_MAX
+        most = COMMIT_BYTES if self._owner is None else self._owner.commit_bytes
+        most = IDS_BYTES_MAX if self._ids else most
         if self.bytes + len(batch.body.data) > most:
             self.stage()
         self._batches.append(batch)
@@ -261,12 +319,15 @@ def _texts(keys: Sequence[Key]) -> list[str | None]:
 
 
 def _chunks(
-    values: Iterable[Any], keys: Iterable[Key] | None, ids: Iterable[Key] | None
+    values: Iterable[Any],
+    keys: Iterable[Key] | None,
+    ids: Iterable[Key] | None,
+    size: Callable[[], int],
 ) -> Iterator[_Chunk]:
-    """Values by the thousand with their keys and ids. Raises UsageError for as many of each."""
+    """Values, `size()` at once, with keys and ids. Raises UsageError unless as many of each."""
     values = iter(values)
     others = {name: iter(c) for name, c in (("keys", keys), ("ids", ids)) if c is not None}
-    while chunk := list(islice(values, CHUNK)):
+    while chunk := list(islice(values, size())):
         taken = {name: list(islice(column, len(chunk))) for name, column in others.items()}
         for name, column in taken.items():
             if len(column) < len(chunk):

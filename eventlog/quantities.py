@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
 from eventlog.errors import UsageError
 
@@ -19,12 +20,17 @@ _MICROSECONDS = {
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 
 
-def duration_us(text: str) -> int:
-    """µs of a duration such as `90s`, `15m`, `1.5h`, `3d` or `2w`. Raises UsageError."""
-    found = _DURATION.fullmatch(text.strip())
+def duration_us(age: str | timedelta) -> int:
+    """µs of a timedelta, or of text such as `90s`, `15m`, `1.5h`, `3d` or `2w`.
+
+    Raises UsageError for what is neither, and for a negative one.
+    """
+    if isinstance(age, timedelta) and age >= timedelta(0):
+        return age // timedelta(microseconds=1)
+    found = _DURATION.fullmatch(age.strip()) if isinstance(age, str) else None
     if found is None:
         raise UsageError(
-            f"{text!r} is no duration", hint="write a number and one of s, m, h, d, w, as in 30d"
+            f"{age!r} is no duration", hint="write a number and one of s, m, h, d, w, as in 30d"
         )
     return round(float(found[1]) * _MICROSECONDS[found[2]])
 

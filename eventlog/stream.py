@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from eventlog.changes.change_view import ChangeView
@@ -14,7 +15,7 @@ from eventlog.changes.table_choice import named_at, selected_by_name
 from eventlog.codecs.events import CODEC, Encoders, key_text
 from eventlog.engine import Append, Engine, Plan, StreamKind, batch_of_one, now_us
 from eventlog.engine.rows import TIME_MIN
-from eventlog.errors import UsageError
+from eventlog.errors import OffsetOutOfRange, UsageError
 from eventlog.following import MAX_ROWS, Following
 from eventlog.outbox import Outbox, id_text, require_events, tombstone_without_key
 from eventlog.quantities import byte_count, duration_us
@@ -115,10 +116,21 @@ class Stream:
         is a list with the offset of each, those that were known by their id included (see
         `append`); such a call holds at most 16 MiB.
         """
+        offsets, _ = self._append_many(values, keys=keys, ids=ids)
+        return offsets if ids is None else list(offsets)
+
+    def _append_many(
+        self,
+        values: Iterable[Any],
+        *,
+        keys: Iterable[str | int | None] | None,
+        ids: Iterable[str | int | None] | None,
+    ) -> tuple[Sequence[int], int]:
+        """What `append_many` does, with how many events it stored: of those without known ids."""
         with Outbox(self._engine) as outbox:
             outbox.extend(self.name, values, keys, ids)
-            (offsets,) = self._engine.commit(Plan(appends=outbox.appends())).offsets
-        return offsets if ids is None else list(offsets)
+            committed = self._engine.commit(Plan(appends=outbox.appends()))
+        return committed.offsets[0], committed.stored[0]
 
     # Reading
 
@@ -142,6 +154,8 @@ class Stream:
         `damaged` lists what was passed over. Raises OffsetOutOfRange, OffsetsDropped, UnknownTable,
         UnknownColumn.
         """
+        if damaged not in ("raise", "skip"):
+            raise UsageError(f"no way {damaged!r} with damage", hint="there are `raise` and `skip`")
         if damaged == "skip" and fill:
             raise UsageError(
                 "values cannot be filled from a history that may have holes",
@@ -154,7 +168,7 @@ class Stream:
             None if stop is None else offset_of(self._engine, self.name, stop),
         )
         if self.kind == "events":
-            self._refuse_tables(table, columns)
+            self._refuse_tables(table, columns, fill=fill)
             events = EventView(self._engine, self.name, damaged=damages)
             return Records(events, self.name, first, last, damages=damages)
         choice = named_at(self._schemas, table, columns, last)
@@ -213,7 +227,7 @@ class Stream:
         self,
         *,
         below: At | None = None,
-        older_than: str | None = None,
+        older_than: str | timedelta | None = None,
         max_bytes: str | int | None = None,
         force: bool = False,
         dry_run: bool = False,
@@ -221,17 +235,23 @@ class Stream:
     ) -> Retained:
         """Drop the oldest events: below an offset or time, or beyond an age or a size.
 
-        `older_than` (as in `"30d"`) counts back from the newest event, in event time; `max_bytes`
-        (a number, or as in `"10GB"`) is what the stored batches may take. What one of them names
-        goes, in whole batches, never more. What a consumer has not passed stays, unless `force`.
-        Readers that are still there get OffsetsDropped. Raises UsageError for a captured stream,
-        and without any limit.
+        `older_than` (a timedelta, or as in `"30d"`) counts back from the newest event, in event
+        time; `max_bytes` (a number, or as in `"10GB"`) is what the stored batches may take. What
+        one of them names goes, in whole batches, never more. What a consumer has not passed stays,
+        unless `force`. Readers that are still there get OffsetsDropped. Raises UsageError for a
+        captured stream, and without any limit, OffsetOutOfRange for `below` outside `[0, end]`.
         """
         from eventlog.engine.upkeep.retain import below_for_bytes, retain
 
         limits = []
         if below is not None:
             limits.append(offset_of(self._engine, self.name, below))
+            end = self.end
+            if self.kind == "events" and not 0 <= limits[0] <= end:
+                raise OffsetOutOfRange(
+                    f"stream {self.name!r} cannot be cut at {limits[0]}, outside [0, {end}]",
+                    hint="name one of its offsets or a time; `--below end` drops all",
+                )
         if older_than is not None:
             newest = self._engine.stream(self.name).time_running_max
             age = duration_us(older_than)
@@ -242,7 +262,7 @@ class Stream:
         if not limits:
             raise UsageError(
                 f"nothing says what stream {self.name!r} shall keep",
-                hint="give one of --below, --older-than and --max-bytes",
+                hint="give one of below=, older_than= and max_bytes=",
             )
         return retain(
             self._engine.store,
@@ -264,11 +284,13 @@ class Stream:
 
         return Consumer(self._engine, self, name, start=start)
 
-    def _refuse_tables(self, table: str | None, columns: Sequence[str] | None) -> None:
-        if table is not None or columns is not None:
+    def _refuse_tables(
+        self, table: str | None, columns: Sequence[str] | None, *, fill: bool = False
+    ) -> None:
+        if table is not None or columns is not None or fill:
             raise UsageError(
-                f"stream {self.name!r} holds events, which have no tables or columns",
-                hint="leave out table= and columns=",
+                f"stream {self.name!r} holds events, which have no tables or columns to fill",
+                hint="leave out table=, columns= and fill=",
             )
 
     def __repr__(self) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from eventlog.engine import Advance, Engine, Plan
 from eventlog.errors import UsageError
-from eventlog.outbox import Outbox
+from eventlog.outbox import Outbox, require_many
 
 
 class Transaction:
@@ -48,6 +48,8 @@ class Transaction:
         if not isinstance(value, list):
             if keys is not None or ids is not None:
                 raise UsageError("keys= and ids= are those of a list", hint="one has key= and id=")
+            if hasattr(value, "to_dict") and not isinstance(value, Mapping):
+                require_many(value, "values")
             self._outbox.add(stream, value, key, id)
             return
         if key is not None or id is not None:

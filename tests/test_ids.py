@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import eventlog
 from eventlog.engine import ids as engine_ids
-from eventlog.errors import UsageError
+from eventlog.errors import DamagedLog, UsageError
 from eventlog.outbox import IDS_BYTES_MAX
 from tests.fix_postgres import RunCli, assert_explained
 
@@ -125,7 +125,7 @@ def test_beyond_the_window_an_id_is_new_again(
     assert clicks.append("forgotten", id=19) == 30
     assert clicks.append("its turn to be forgotten", id=20) == 31
     with clicks._engine.store.read() as txn:
-        assert txn.stat(db=clicks._engine.store.ids)["entries"] == 20
+        assert txn.stat(db=clicks._engine.store.ids)["entries"] == 21, "and where the ids begin"
 
 
 @given(sent=st.lists(st.lists(st.integers(0, 12) | st.none(), max_size=8), max_size=12))
@@ -180,11 +180,24 @@ def test_damaged_and_vanished_ids_are_found_by_check(tmp_path: Path) -> None:
         store = log.engine.store
         with store.write() as txn:
             keys = [key for key, _ in txn.cursor(db=store.ids)]
-            value = txn.get(keys[0], db=store.ids)
-            txn.put(keys[0], value[:-1] + bytes([value[-1] ^ 1]), db=store.ids)
-            txn.delete(keys[4], db=store.ids)
-        names = [violation.invariant for violation in log.check()]
-        assert names == ["ids", "ids"]
+            value = txn.get(keys[1], db=store.ids)
+            txn.put(keys[1], value[:-1] + bytes([value[-1] ^ 1]), db=store.ids)
+            txn.delete(keys[5], db=store.ids)
+        assert {violation.invariant for violation in log.check()} == {"ids"}
+
+
+def test_an_id_that_vanished_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
+    with eventlog.open(tmp_path / "log", create=True) as log:
+        clicks = log.stream("clicks", create=True)
+        for number in range(40):
+            clicks.append(number, id=number)
+        key = engine_ids._DIGEST.pack(1, 0, engine_ids.digest_of("7"))
+        with log.engine.store.write() as txn:
+            assert txn.delete(key, db=log.engine.store.ids)
+        with pytest.raises(DamagedLog, match="is gone"):
+            clicks.append("again", id=7)
+        assert clicks.append("another", id=6) == 6
+        assert clicks.end == 40
 
 
 def test_the_same_lines_sent_again_are_left_out(log: eventlog.Log, run_cli: RunCli) -> None:
@@ -204,3 +217,26 @@ def test_the_same_lines_sent_again_are_left_out(log: eventlog.Log, run_cli: RunC
     done = run_cli(*args, input='{"n": 1}\n')
     assert_explained(done)
     assert "it has no id in the field 'req'" in done.stderr
+
+
+def test_what_two_processes_say_that_they_stored_adds_up(log: eventlog.Log) -> None:
+    log.stream("clicks", create=True)
+    lines = "".join(f'{{"request": {number % 4_000}}}\n' for number in range(5_000)).encode()
+    command = [sys.executable, "-m", "eventlog.cli", "append", "clicks", "--id", "request"]
+    senders = [
+        subprocess.Popen(
+            [*command, "--json", "--log", str(log.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]
+    for start in range(0, len(lines), 4_096):  # Turn by turn, so that their commits alternate.
+        for sender in senders:
+            assert sender.stdin is not None
+            sender.stdin.write(lines[start : start + 4_096])
+            sender.stdin.flush()
+    told = [json.loads(sender.communicate(timeout=60)[0]) for sender in senders]
+    assert [sender.returncode for sender in senders] == [0, 0]
+    assert sum(each["stored"] for each in told) == log.stream("clicks").end == 4_000
+    assert [each["stored"] + each["known"] for each in told] == [5_000, 5_000]

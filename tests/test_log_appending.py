@@ -23,7 +23,7 @@ from eventlog.errors import (
     UnknownStream,
     UsageError,
 )
-from eventlog.outbox import COMMIT_BYTES_MAX
+from eventlog.outbox import COMMIT_BYTES
 from tests.fix_log import MadeSource
 
 VALUES = st.recursive(
@@ -153,7 +153,52 @@ def test_keys_and_values_must_be_equally_many(log: eventlog.Log, keys: list[str]
 
 
 BLOB = b"x" * 100_000
-MANY = 2 * COMMIT_BYTES_MAX // len(BLOB) + 7
+MANY = 8 * COMMIT_BYTES // len(BLOB) + 7
+
+
+class Frame:
+    """Iterates as a DataFrame does: over the names of its columns."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["user", "page"])
+
+    def to_dict(self, orient: str) -> list[dict[str, int]]:
+        return [{"user": 7, "page": 8}]
+
+
+class Column(Frame):
+    def to_list(self) -> list[str]:
+        return list(self)
+
+
+ONES = ["a word", b"bytes", bytearray(b"bytes"), {"user": 7}, Frame(), 7]
+
+
+@pytest.mark.parametrize("one", ONES, ids=lambda one: type(one).__name__)
+def test_one_thing_in_the_place_of_many_is_refused(log: eventlog.Log, one: Any) -> None:
+    stream = log.stream("s", create=True)
+    with pytest.raises(UsageError, match=f"values is a {type(one).__name__}") as caught:
+        stream.append_many(one)
+    assert 'df.to_dict("records")' in caught.value.hint
+    for name in ("keys", "ids"):
+        with pytest.raises(UsageError, match=f"{name} is a {type(one).__name__}") as caught:
+            stream.append_many(["a", "b"], **{name: one})
+        assert caught.value.hint
+        with pytest.raises(UsageError, match=f"{name} is a"), log.transaction() as tx:
+            tx.append("s", ["a", "b"], **{name: one})
+    assert stream.end == 0
+
+
+def test_a_transaction_takes_a_mapping_for_one_event_and_refuses_a_frame(
+    log: eventlog.Log,
+) -> None:
+    stream = log.stream("s", create=True)
+    with log.transaction() as tx:
+        tx.append("s", {"user": 7})
+    with pytest.raises(UsageError, match="values is a Frame"), log.transaction() as tx:
+        tx.append("s", Frame())
+    assert stream.append_many(Column(), keys=Column()) == range(1, 3)
+    assert stream.append_many(word for word in ("generators", "too")) == range(3, 5)
 
 
 def test_more_than_one_commit_is_staged_and_published_as_one(log: eventlog.Log) -> None:

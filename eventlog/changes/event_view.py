@@ -12,6 +12,7 @@ from eventlog.changes.decoding import json_line, json_value
 from eventlog.changes.event import Event
 from eventlog.engine import Engine
 from eventlog.engine.scan import Damaged
+from eventlog.errors import DamagedLog
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,8 +47,21 @@ class EventView:
             slots, offsets = stretch.readable_slots()
             times = entry.transactions.time[entry.slot_transactions()].tolist()
             for slot, offset, record in zip(slots, offsets, payload.records(slots), strict=True):
-                key, value = decode(record)
+                try:
+                    key, value = decode(record)
+                except DamagedLog as error:
+                    self._tell(offset, error)
+                    continue
                 yield StoredEvent(offset, times[slot], key, value)
+
+    def _tell(self, offset: int, error: DamagedLog) -> None:
+        named = DamagedLog(
+            f"the record at offset {offset} of stream {self._stream!r} is damaged: {error}",
+            hint="records around it can still be read: damaged='skip', or --skip-damaged",
+        )
+        if self._damaged is None:
+            raise named from error
+        self._damaged(offset, offset + 1, named)
 
     def version(self, item: StoredEvent) -> None:
         """None: events have no schema."""

@@ -16,6 +16,7 @@ One module here is one command. Other packages bring theirs as entry points of t
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -50,10 +51,15 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command of `sys.argv` and exit with its code."""
+    _open_what_is_closed()
     signal.signal(signal.SIGTERM, _terminate)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         code = _run()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
     sys.exit(code)
 
 
@@ -74,13 +80,37 @@ def _run() -> int:
     except Terminated:
         return 128 + signal.SIGTERM
     except (BrokenPipeError, PipeClosed):
-        # What is still buffered has no reader; the interpreter would complain about it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 128 + signal.SIGPIPE
     except OSError as error:
         click.echo(f"Error: {one_line(str(error))}", err=True)
+        click.echo(f"Hint: {_hint_about(error)}", err=True)
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _open_what_is_closed() -> None:
+    # A file of the log must not take the place of a closed stdout or stderr: what is printed, by
+    # whatever library, would go into it. A closed stdin stays None, which `append` refuses.
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    while descriptor <= 2:
+        descriptor = os.dup(descriptor)
+    os.close(descriptor)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
+def _drop_output() -> None:
+    # What is still buffered can go nowhere; the interpreter would complain about it at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _hint_about(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space there, or send the output elsewhere"
+    return "look at the file that it names, or at where the output goes, and its permissions"
 
 
 _show_others = warnings.showwarning

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -27,6 +29,9 @@ LINE_BYTES_MAX = 16 << 20
 """The longest line: it is held in memory whole."""
 
 READ_BYTES = 1 << 16
+
+
+ONE_A_LINE = "write one value a line (of an array, `jq -c '.[]'` makes that)"
 
 
 class _Event(NamedTuple):
@@ -66,7 +71,7 @@ def append(
     """Append the events on stdin to STREAM: one JSON value a line, blank lines left out.
 
     What was read is stored whenever the input pauses, and every 2 MiB. A bad line ends the command;
-    the events before it are stored.
+    the events before it are stored. A number beyond what a float holds is a bad line, as NaN is.
     """
     from eventlog.names import checked_name
 
@@ -106,6 +111,8 @@ class Storing:
         for line in lines:
             try:
                 value = _value(line.text)
+                if value is None and self._key is None:
+                    raise UsageError("it is null", hint="an event is any other JSON value")
                 key = None if self._key is None else _field(value, self._key, "key")
                 event_id = None if self._id is None else _field(value, self._id, "id")
                 events.append(_Event(value, key, event_id))
@@ -129,14 +136,8 @@ class Storing:
         values = [event.value for event in events]
         keys = None if self._key is None else [event.key for event in events]
         try:
-            if self._id is None:
-                offsets: Sequence[int] = self._stream.append_many(values, keys=keys)
-                fresh = len(offsets)
-            else:
-                end = self._stream.end
-                ids = [event.id for event in events]
-                offsets = self._stream.append_many(values, keys=keys, ids=ids)
-                fresh = len({offset for offset in offsets if offset >= end})
+            ids = None if self._id is None else [event.id for event in events]
+            offsets, fresh = self._stream._append_many(values, keys=keys, ids=ids)
         except EnvironmentFault as error:
             raise type(error)(f"{error}; {self._so_far()}", hint=error.hint) from error
         self.stored += fresh
@@ -163,6 +164,8 @@ def _batches(descriptor: int) -> Iterator[list[Line]]:
             whole, rest = [rest], b""
         for text in whole:
             number += 1
+            if number == 1:  # Some programs begin a file with this mark.
+                text = text.removeprefix(BOM_UTF8)
             if text.strip():
                 lines.append(Line(number, text))
         size += len(data)
@@ -187,19 +190,28 @@ def _more(descriptor: int) -> bool:
 
 def _value(text: bytes) -> Any:
     try:
-        return json.loads(text.decode(), parse_constant=_no_json)
+        return json.loads(text.decode(), parse_constant=_no_json, parse_float=_finite)
     except json.JSONDecodeError as error:
         raise UsageError(
-            f"it is not JSON ({error.msg} at column {error.colno})", hint="write one value a line"
+            f"it is not JSON ({error.msg} at column {error.colno})", hint=ONE_A_LINE
         ) from error
     except UnicodeDecodeError as error:
         raise UsageError("it is not UTF-8", hint="convert the input to UTF-8") from error
     except (RecursionError, ValueError) as error:
-        raise UsageError(f"it is not JSON ({error})", hint="write one value a line") from error
+        raise UsageError(f"it is not JSON ({error})", hint=ONE_A_LINE) from error
 
 
 def _no_json(word: str) -> NoReturn:
     raise ValueError(f"{word} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise UsageError(
+            f"{digits} is beyond what a number of an event holds", hint="write it as text"
+        )
+    return number
 
 
 def _field(value: Any, field: str, what: str) -> str | int:
@@ -207,7 +219,8 @@ def _field(value: Any, field: str, what: str) -> str | int:
     number = isinstance(found, int) and not isinstance(found, bool)
     if number or (isinstance(found, str) and (found or what == "key")):
         return found  # type: ignore[return-value]
+    wanted = "text" if what == "key" else "non-empty text"
     raise UsageError(
         f"it has no {what} in the field {field!r}",
-        hint=f"every event is an object whose {field!r} is text or an integer",
+        hint=f"every event is an object whose {field!r} is {wanted} or an integer",
     )

@@ -14,7 +14,7 @@ from eventlog.cli.progress import bar
 @click.command(
     epilog='Example: eventlog backup "/mnt/backup/log-$(date +%F)" --log ./eventlog-data'
 )
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, readable=False))
 @log_option
 @json_option
 def backup(directory: Path, log_dir: Path, as_json: bool) -> None:

@@ -22,7 +22,8 @@ def log_option(function: Function) -> Function:
         "--log",
         "log_dir",
         metavar="DIR",
-        type=click.Path(path_type=Path),
+        # Whether it can be used is for whoever opens it to say, with a hint.
+        type=click.Path(path_type=Path, readable=False),
         envvar="EVENTLOG_DIR",
         default=DEFAULT_LOG,
         show_default="$EVENTLOG_DIR, else " + DEFAULT_LOG,

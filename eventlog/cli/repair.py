@@ -28,6 +28,9 @@ def repair(ctx: click.Context, log_dir: Path, dry_run: bool, as_json: bool) -> N
     Lost records keep their offsets: an event stream passes over them, a captured one tells of them
     by a record `data_loss`, behind which no snapshot is given until the table is copied again. The
     damaged file stays beside the repaired one. Needs room for both. A sound log is left alone.
+
+    Exits with 0 once the log is repaired, whatever was lost, and from --dry-run with 1 if anything
+    would be.
     """
     from eventlog.engine.upkeep.repair import repair as repaired
 

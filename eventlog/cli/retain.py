@@ -15,8 +15,13 @@ from eventlog.cli.progress import bar
 @click.command(epilog="Example: eventlog retain clicks --older-than 30d --max-bytes 10GB")
 @click.argument("stream")
 @click.option("--older-than", "older_than", metavar="AGE", help="Drop what is older, as in 30d.")
-@click.option("--max-bytes", "max_bytes", metavar="SIZE", help="Keep this much, as in 10GB.")
-@click.option("--below", metavar="OFFSET|TIME", help="Drop what lies below.")
+@click.option(
+    "--max-bytes",
+    "max_bytes",
+    metavar="SIZE",
+    help="Keep at most this much, as in 10GB; whole batches go.",
+)
+@click.option("--below", metavar="OFFSET|TIME", help="Drop what lies below; `end` drops all.")
 @click.option("--force", is_flag=True, help="Drop also what a consumer has not read yet.")
 @click.option("--dry-run", "dry_run", is_flag=True, help="Only tell what would be dropped.")
 @log_option
@@ -37,6 +42,8 @@ def retain(
     more than asked; what a consumer has yet to read stays. Their space is used again by what is
     appended next; `eventlog compact` gives it back.
     """
+    if below is None and older_than is None and max_bytes is None:
+        raise click.UsageError("give at least one of --below, --older-than and --max-bytes")
     with open_log(log_dir) as log, bar("dropping") as progress:
         done = log.stream(stream).retain(
             below=below,
@@ -56,6 +63,12 @@ def retain(
     )
     if done.held_by:
         click.echo(
-            f"kept for {', '.join(done.held_by)}: up to {done.asked} was asked for "
-            "(--force drops it all the same)"
+            f"kept for {', '.join(done.held_by)}: up to {done.asked} was asked for (--force drops "
+            'it all the same; rewind(to="end") moves a consumer that is not needed any more out of '
+            "the way)"
+        )
+    elif not done.offsets and done.asked > done.start:
+        click.echo(
+            f"the batch at {done.start} reaches past {done.asked}, and whole batches go, never "
+            "more than asked"
         )

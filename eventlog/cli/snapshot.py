@@ -59,7 +59,7 @@ def snapshot() -> None:
     "--out",
     required=True,
     callback=_out,
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help=f"The file to write: {_HOW}.",
 )
 @click.option(

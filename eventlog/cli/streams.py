@@ -2,25 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from eventlog.cli.options import json_option, log_option, open_log
-from eventlog.cli.printing import Columns, write_json
+from eventlog.cli.printing import Columns, one_line, write_json
+from eventlog.errors import DamagedLog, EventLogError, UnknownStream
+
+_FIELDS = ("name", "kind", "start", "end", "records", "bytes")
 
 
 @click.command(epilog="Example: eventlog streams --log ./eventlog-data")
 @log_option
 @json_option
-def streams(log_dir: Path, as_json: bool) -> None:
-    """List the streams: kind, offsets from start up to end, records and their bytes."""
+@click.pass_context
+def streams(ctx: click.Context, log_dir: Path, as_json: bool) -> None:
+    """List the streams: kind, offsets from start up to end, records and their bytes.
+
+    What cannot be read of a stream is `?` (null with --json), and the command exits with 1.
+    """
+    rows = []
+    faults: list[EventLogError] = []
     with open_log(log_dir) as log:
-        found = log.streams()
-    fields = ("name", "kind", "start", "end", "records", "bytes")
-    rows = [[getattr(info, field) for field in fields] for info in found]
+        for name in log.engine.stream_names():
+            held: dict[str, Any] = {"name": name}
+            try:
+                row = log.engine.stream(name)
+                held |= {"kind": row.kind, "start": row.start, "end": row.end}
+                held |= dataclasses.asdict(log.stream_info(name))
+            except (DamagedLog, UnknownStream) as error:
+                faults.append(error)
+            rows.append([held.get(field) for field in _FIELDS])
+        try:
+            log.engine.streams()
+        except DamagedLog as error:
+            # A row that is gone has no name to be listed under.
+            faults = faults or [error]
     if as_json:
         for row in rows:
-            write_json(dict(zip(fields, row, strict=True)))
+            write_json(dict(zip(_FIELDS, row, strict=True)))
     else:
-        Columns(*fields).write(rows)
+        Columns(*_FIELDS).write([["?" if cell is None else cell for cell in row] for row in rows])
+    sys.stdout.flush()
+    for error in faults:
+        click.echo(f"Error: {one_line(str(error))}", err=True)
+        click.echo(f"Hint: {one_line(error.hint)}", err=True)
+    if faults:
+        ctx.exit(1)

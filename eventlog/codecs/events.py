@@ -15,7 +15,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import chain, repeat
 from typing import Any
 
@@ -106,7 +106,7 @@ class EventCodec:
         """The key and the value of a record. Raises DamagedLog."""
         try:
             key, value = msgpack.unpackb(record, timestamp=3)
-        except (ValueError, TypeError, msgpack.UnpackException) as error:
+        except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
             raise DamagedLog(f"a record is no event: {error}") from error
         return key, value
 
@@ -155,6 +155,12 @@ def _check(value: Any, path: _Path, depth: int) -> None:
                 f"{_at(path)} is a datetime without a time zone",
                 hint="say what it means: value.replace(tzinfo=datetime.UTC), or astimezone()",
             )
+        try:
+            value.astimezone(UTC)
+        except OverflowError as error:
+            raise UnsuitableValue(
+                f"{_at(path)} is outside the years 1 to 9999 in UTC", hint="write it as text"
+            ) from error
     elif not isinstance(value, str | int | float):
         raise UnsuitableValue(
             f"{_at(path)} is a {type(value).__name__}, which an event cannot hold", hint=_HINT

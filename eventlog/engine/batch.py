@@ -16,8 +16,11 @@ BATCH_BYTES = PART_BYTES - HEADER_BYTES
 """Boundaries and records of a full batch: its body fills one part. A larger record goes alone."""
 
 INLINE_BYTES_MAX = 1024
-"""A body up to this is held by its index entry: a tiny commit then writes two pages fewer. With the
-entry it stays below 2,020 bytes, which LMDB keeps in a leaf."""
+"""A body that takes no more, its transactions and relations included, is held by its index entry: a
+tiny commit then writes two pages fewer. The whole entry stays below 2,020 bytes, which LMDB keeps
+in a leaf."""
+
+_TRANSACTION_BYTES, _RELATION_BYTES = 28, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,8 @@ class Batch:
     @property
     def fits_entry(self) -> bool:
         """Whether the body is so small that its index entry may hold it."""
-        return len(self.body.data) <= INLINE_BYTES_MAX
+        words = _TRANSACTION_BYTES * len(self.transactions) + _RELATION_BYTES * len(self.relations)
+        return len(self.body.data) + words <= INLINE_BYTES_MAX
 
     def entry(self, payload_id: int) -> IndexEntry:
         """The entry for this batch, to be moved to its place by the commit.

@@ -29,18 +29,24 @@ DEFAULT_COMPRESSION: Mapping[StreamKind, Compression] = {"events": "none", "capt
 """Where the maker of a stream says nothing. Changes are text, and take a quarter of the room."""
 
 
-def apply(store: Store, txn: Txn, plan: Plan, now_us: int) -> Committed:
-    """Do all that the plan says, or raise with nothing done."""
+def apply(store: Store, txn: Txn, plan: Plan, now_us: int, *, merge: bool = True) -> Committed:
+    """Do all that the plan says, or raise with nothing done.
+
+    Without `merge` no small batches are merged, which needs less room.
+    """
     for name, make in plan.create.items():
         create_stream(store, txn, name, make, now_us)
     for source in plan.sources:
         _store_source(store, txn, source)
     fenced = {source.stream for source in plan.sources}
-    offsets = tuple(_append(store, txn, append, fenced) for append in plan.appends)
+    appended = [_append(store, txn, append, fenced, merge=merge) for append in plan.appends]
     reach("apply.appended")
     for advance in plan.advances:
         _advance(store, txn, advance, now_us)
-    return Committed(offsets=offsets)
+    return Committed(
+        offsets=tuple(offsets for offsets, _ in appended),
+        stored=tuple(stored for _, stored in appended),
+    )
 
 
 def create_stream(
@@ -96,7 +102,10 @@ def require_stream(store: Store, txn: Txn, name: str) -> StreamRow:
     return row
 
 
-def _append(store: Store, txn: Txn, append: Append, fenced: Set[str]) -> Sequence[int]:
+def _append(
+    store: Store, txn: Txn, append: Append, fenced: Set[str], *, merge: bool
+) -> tuple[Sequence[int], int]:
+    """Publish an append; returns the offset of each record, and how many of them are new."""
     stream = require_stream(store, txn, append.stream)
     if stream.kind == "captured" and stream.name not in fenced:
         raise UsageError(
@@ -107,8 +116,8 @@ def _append(store: Store, txn: Txn, append: Append, fenced: Set[str]) -> Sequenc
     if append.ids:
         batches, known = ids.leave_out_known(store, txn, stream, append)
         if not batches:
-            return known.offsets(range(stream.end, stream.end))
-    tail = Tail(store, txn, stream)
+            return known.offsets(range(stream.end, stream.end)), 0
+    tail = Tail(store, txn, stream) if merge else None
     time_max, placed = stream.time_running_max, stream.end
     for entry in _entries(store, txn, append, batches):
         if not entry.records:
@@ -123,13 +132,20 @@ def _append(store: Store, txn: Txn, append: Append, fenced: Set[str]) -> Sequenc
                 f"stream {stream.name!r} has an entry at its end {placed} already",
                 hint=REPAIR_HINT,
             )
-        tail.add(placed, entry.raw_bytes)
+        if tail is not None:
+            tail.add(placed, entry.raw_bytes)
         placed += entry.records
     added = range(stream.end, placed)
-    if known is not None:
-        known.store(store, txn, added)
-    rows.write_head(store, txn, stream, end=placed, time_running_max=time_max, tail=tail.stored())
-    return added if known is None else known.offsets(added)
+    rows.write_head(
+        store,
+        txn,
+        stream,
+        end=placed,
+        time_running_max=time_max,
+        tail=() if tail is None else tail.stored(),
+        ids=stream.ids if known is None else known.store(store, txn, added),
+    )
+    return added if known is None else known.offsets(added), len(added)
 
 
 def _entries(

@@ -28,14 +28,22 @@ from eventlog.errors import LogExists, LogUnreadable, LogVersionError, NotALog
 FORMAT_NUMBER = 1
 _FOLDERS = ("locks", "blobs", "derived")
 _FILES = ("data.mdb", "lock.mdb")
+_DATA_GONE_HINT = "restore it from a backup, or remove the directory to begin a new log"
 
 
 def open_store(
-    directory: Path, *, create: bool, now_us: int, alone: OpenLock | None = None
+    directory: Path,
+    *,
+    create: bool,
+    now_us: int,
+    alone: OpenLock | None = None,
+    begin: bool = True,
 ) -> Store:
     """Open the log in `directory`; with `create`, make it where there is none.
 
-    It is shared with others, unless the caller has it `alone`, and keeps that lock.
+    It is shared with others, unless the caller has it `alone`, and keeps that lock. Without `begin`
+    nothing is changed: a backup begins no generation, and a log of an earlier version stays one,
+    which is to be asked by `is_current` and must not be used as a log then.
     Raises NotALog, LogExists (the directory holds other things), LogVersionError, LogUnreadable,
     LogInUse.
     """
@@ -47,7 +55,7 @@ def open_store(
     warn_of_network(directory)
     lock = OpenLock.share(directory) if alone is None else None
     try:
-        store = Store(directory, create=create, lock=lock)
+        store = Store(directory, create=create, lock=lock, complete=begin)
     except BaseException:
         if lock is not None:
             lock.release()
@@ -58,24 +66,28 @@ def open_store(
             _initialise(store, directory, now_us)
             reach("directory.written")
         check_format(store, directory)
-        upgrade(store)
-        generation.begin_if_backup(store)
+        if begin:
+            upgrade(store)
+            generation.begin_if_backup(store)
     except BaseException:
         store.close()
         raise
-    for name in _FOLDERS:
+    for name in _FOLDERS if begin else ():
         (directory / name).mkdir(mode=0o700, exist_ok=True)
     return store
 
 
 def require_data(directory: Path) -> None:
     """Raise NotALog where no data file is there, LogUnreadable where one cannot look."""
-    if not _is_there(directory / "data.mdb"):
-        raise NotALog(
-            f"{directory} holds no event log",
-            hint="name another directory with --log or $EVENTLOG_DIR, or make a log there: "
-            "`eventlog capture` and `eventlog append --create` do",
-        )
+    if _is_there(directory / "data.mdb"):
+        return
+    if _lost_data(directory):
+        raise NotALog(f"the data file of {directory} is gone", hint=_DATA_GONE_HINT)
+    raise NotALog(
+        f"{directory} holds no event log",
+        hint="name another directory with --log or $EVENTLOG_DIR, or make a log there: "
+        "`eventlog capture`, `eventlog append --create` and eventlog.open(..., create=True) do",
+    )
 
 
 def check_format(store: Store, directory: Path) -> dict[str, Any]:
@@ -124,11 +136,20 @@ def _is_there(path: Path) -> bool:
         ) from error
 
 
+def _lost_data(directory: Path) -> bool:
+    """Whether there was a log. Its folders are made last: a creation cut off has but one lock."""
+    found = [*(directory / "locks").glob("*"), *directory.glob("blobs")]
+    lost = any(path.name != "open.lock" for path in found)
+    # Another process may have finished a creation, and begun to use the log, in between.
+    return lost and not _is_there(directory / "data.mdb")
+
+
 def _make(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # A creation that was cut off leaves only these; it is finished, not refused.
         others = {path.name for path in directory.iterdir()} - {*_FOLDERS, *_FILES}
+        lost = _lost_data(directory)
     except OSError as error:
         raise LogUnreadable(
             f"cannot make the log directory {directory}: {error.strerror}",
@@ -139,6 +160,9 @@ def _make(directory: Path) -> None:
             f"{directory} is not empty and holds no event log (there is {min(others)!r})",
             hint="name a new or an empty directory",
         )
+    if lost:
+        # A log in its place would begin at offset 0 once more.
+        raise LogExists(f"the data file of {directory} is gone", hint=_DATA_GONE_HINT)
     os.chmod(directory, 0o700)
 
 

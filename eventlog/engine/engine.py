@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from eventlog.engine import commit, directory, ids, rows, scan, staging, times, watch
 from eventlog.engine.batch import Batch
@@ -109,9 +109,10 @@ class Engine:
         self._unless_closed.atexit = False
 
     @classmethod
-    def open(cls, path: Path, *, create: bool = False) -> Self:
+    def open(cls, path: Path, *, create: bool = False, begin: bool = True) -> Self:
         """Open the log in the directory `path`; with `create`, make it where there is none.
 
+        Without `begin` nothing is changed by that (see `eventlog.engine.directory.open_store`).
         Raises NotALog, LogExists, LogVersionError, LogUnreadable; ForkedLog in a child of a process
         that has it open (LMDB forbids that).
         """
@@ -127,10 +128,11 @@ class Engine:
                     hint="close it everywhere in this process, or start the process again",
                 )
             if shared is None:
-                store = directory.open_store(path, create=create, now_us=now_us())
+                store = directory.open_store(path, create=create, now_us=now_us(), begin=begin)
                 # What cannot be dropped now harms no reader; whoever opens the log next tries.
                 with suppress(DamagedLog, EnvironmentFault):
-                    staging.drop_dead_appenders(store, path)
+                    if begin:
+                        staging.drop_dead_appenders(store, path)
                 committer = GroupCommitter(store, now_us)
                 shared = _OPEN[path] = _Shared(store, committer, _file(path))
             shared.handles += 1
@@ -152,6 +154,10 @@ class Engine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        # For streams, consumers and records, too: they all hold an engine.
+        raise TypeError("a log cannot be sent to another process: send its path, and open it there")
+
     @property
     def store(self) -> Store:
         """The environment, for the modules of the engine."""
@@ -170,6 +176,11 @@ class Engine:
         """All streams, by name."""
         with self.store.read() as txn:
             return rows.stream_rows(self.store, txn)
+
+    def stream_names(self) -> list[str]:
+        """The names of all streams, as far as their keys tell: of damaged rows, too."""
+        with self.store.read() as txn:
+            return rows.stream_names(self.store, txn)
 
     def stream(self, name: str) -> StreamRow:
         """The stream's row. Raises UnknownStream."""
@@ -298,7 +309,7 @@ class Engine:
         """Where the record with that id is; None for an id that the stream does not know."""
         with self.store.read() as txn:
             row = commit.require_stream(self.store, txn, name)
-            return ids.offset_of(self.store, txn, row.id, ids.digest_of(event_id))
+            return ids.offset_of(self.store, txn, row, ids.digest_of(event_id))
 
     def writer(self, name: str) -> Writer:
         """Become the single writer of a captured stream.

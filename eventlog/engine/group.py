@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from eventlog.engine import commit
 from eventlog.engine.plan import Committed, Plan
 from eventlog.engine.store import Store
+from eventlog.errors import DiskFull
 
-GROUP_BYTES_MAX = 4 << 20
+GROUP_BYTES_MAX = 1 << 20
 """Bodies in one group: its commit should not keep other processes waiting for long."""
 
 LARGE_BYTES = 1 << 20
@@ -55,7 +56,10 @@ class GroupCommitter:
         self._leading = threading.Lock()
 
     def commit(self, plan: Plan) -> Committed:
-        """Apply a plan, durably and whole, or raise with nothing done."""
+        """Apply a plan, durably and whole, or raise with nothing done.
+
+        Only an interrupt (KeyboardInterrupt) leaves the outcome unknown.
+        """
         request = _Request(plan, sum(append.bytes for append in plan.appends))
         if threading.current_thread() is threading.main_thread():
             # Signals interrupt this thread: it may not know the outcome of its own plan, so alone.
@@ -73,11 +77,21 @@ class GroupCommitter:
         assert request.committed is not None
         return request.committed
 
-    def _run(self, group: list[_Request]) -> None:
+    def _run(self, group: list[_Request], *, merge: bool = True) -> None:
+        store = self._store
         try:
-            with self._store.write() as txn:
-                done = [commit.apply(self._store, txn, r.plan, self._clock_us()) for r in group]
+            with store.write() as txn:
+                now_us = self._clock_us()
+                done = [commit.apply(store, txn, r.plan, now_us, merge=merge) for r in group]
+        except DiskFull as error:
+            if merge:
+                # A merged batch wants free pages in a row; a small record alone may still fit.
+                self._run(group, merge=False)
+                return
+            for request in group:
+                request.error = error
         except BaseException as error:
+            self._store.end_left()
             if len(group) > 1 and isinstance(error, Exception):
                 for request in group:
                     self._run([request])

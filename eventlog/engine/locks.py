@@ -16,7 +16,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 from weakref import WeakSet
@@ -63,14 +65,25 @@ class _Held:
             held._forget()
 
     def _write(self, text: str) -> None:
-        """Leave a word for others' messages; the lock itself is the kernel's."""
+        """Leave a word for others' messages; the lock itself is the kernel's.
+
+        On a full disk there is none: what frees space must not fail for want of it.
+        """
         assert self._descriptor is not None
-        try:
+        with suppress(OSError):
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, text.encode(), 0)
-        except OSError as error:
-            self.release()
-            raise _unusable(self.path, error) from error
+
+    def flush_s(self) -> float:
+        """How long the disk takes to flush a small write: the least of three, in seconds."""
+        assert self._descriptor is not None
+        found = []
+        for _ in range(3):
+            os.pwrite(self._descriptor, str(os.getpid()).encode(), 0)
+            begun = time.perf_counter()
+            os.fdatasync(self._descriptor)
+            found.append(time.perf_counter() - begun)
+        return min(found)
 
     def release(self, *, remove: bool = False) -> None:
         """Let go; with `remove` the file goes too, while the lock is still held."""
@@ -219,6 +232,13 @@ def _read(path: Path) -> str:
         return ""
 
 
+def hint_about(error: OSError) -> str:
+    """What to do where a file of a log cannot be opened for writing, as all are."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "reading a log needs write access too: copy the directory, and read the copy"
+    return "look at the permissions of the log directory and its files"
+
+
 def _unusable(path: Path, error: OSError) -> EnvironmentFault:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(
@@ -226,8 +246,7 @@ def _unusable(path: Path, error: OSError) -> EnvironmentFault:
             hint="free some space and try again; nothing is lost",
         )
     return LogUnreadable(
-        f"cannot use the lock file {path}: {error.strerror}",
-        hint="look at the permissions of the log directory and its files",
+        f"cannot use the lock file {path}: {error.strerror}", hint=hint_about(error)
     )
 
 

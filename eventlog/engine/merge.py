@@ -12,7 +12,7 @@ at most, and few entries stand at a stream's end, whatever the size of commits.
 
 Offsets, transactions and times stay; the merged entry has a new payload. Entries that are not alike
 (in codec, schema versions, or that say more than this version knows) are left as they are, as is
-all that is damaged: an append never fails because of what was stored before.
+all that is damaged: no append fails for a damaged batch before it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from eventlog.errors import EventLogError
 
 FAN_IN = 16
 COUNT_MAX = 64
-"""Entries merged at once: a commit that merges should not keep others waiting."""
+"""Entries of a run: a commit that merges should not keep others waiting."""
 
 _LEVELS = (1 << 10, 16 << 10, 128 << 10)
 _FULL = len(_LEVELS)

@@ -79,7 +79,9 @@ class Plan:
 class Committed:
     """What a commit did: for each append of the plan, in order, the offsets it got.
 
-    A range, or with ids a list with the offset of each record, those known before included.
+    A range, or with ids a list with the offset of each record, those known before included;
+    `stored` counts the records that were stored, and so not known.
     """
 
     offsets: tuple[Sequence[int], ...]
+    stored: tuple[int, ...]

@@ -47,8 +47,9 @@ class StreamRow:
     `start` is the first retained offset, `end` the one that the next record gets; the running times
     are the greatest up to `end`, and below `start`. `tail` are the runs of small entries at the end
     that wait to be merged (see `eventlog.engine.merge`). `consumers`, `schemas` and `sources` count
-    this stream's rows of these kinds. `writer_epoch` rises whenever a single writer (a capture)
-    takes over; a commit that carries an older one is refused.
+    this stream's rows of these kinds, `ids` is the next sequence number of an id. `writer_epoch`
+    rises whenever a single writer (a capture) takes over; a commit that carries an older one is
+    refused.
     """
 
     id: int
@@ -64,6 +65,7 @@ class StreamRow:
     consumers: int = 0
     schemas: int = 0
     sources: int = 0
+    ids: int = 0
     writer_epoch: int = 0
     more: Mapping[str, Any] = field(default_factory=dict)
 
@@ -153,11 +155,12 @@ def write_head(
     end: int,
     time_running_max: int,
     tail: Sequence[Sequence[int]],
+    ids: int,
 ) -> None:
     """Write a stream's row with another head: what every append does."""
     key = STREAM_KEYS + row.name.encode()
     stored = stored_map(row)
-    stored.update(end=end, time_running_max=time_running_max, tail=tail)
+    stored.update(end=end, time_running_max=time_running_max, tail=tail, ids=ids)
     sealed = seal(key, stored)
     txn.put(key, sealed, db=store.meta)
     store.decoded[key] = sealed, load_row(StreamRow, stored)
@@ -169,6 +172,18 @@ def stream_rows(store: Store, txn: Txn) -> list[StreamRow]:
     made = int(counters(store, txn).get("stream", 1)) - 1
     if len(found) != made:
         raise vanished(f"{made} streams were made, and the rows of {len(found)} are there")
+    return found
+
+
+def stream_names(store: Store, txn: Txn) -> list[str]:
+    """The names in the keys of streams' rows, whatever the rows hold."""
+    found = []
+    cursor = txn.cursor(db=store.meta)
+    positioned = cursor.set_range(STREAM_KEYS)
+    while positioned and cursor.key().startswith(STREAM_KEYS):
+        name = cursor.key().removeprefix(STREAM_KEYS)
+        found.append(name.decode("utf-8", "backslashreplace"))
+        positioned = cursor.next()
     return found
 
 

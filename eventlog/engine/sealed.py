@@ -24,7 +24,7 @@ from eventlog.errors import DamagedLog, LogVersionError
 _MAGIC = b"EV"
 _VERSION = 1
 _HEAD = _MAGIC + bytes([_VERSION])
-_SIZE = len(_HEAD) + 8
+HEAD_BYTES = len(_HEAD) + 8
 
 
 def seal(key: bytes, value: Mapping[str, Any]) -> bytes:
@@ -39,7 +39,7 @@ def unseal(key: bytes, stored: bytes) -> dict[str, Any]:
     Raises DamagedLog where the bytes are not what was written, LogVersionError where a newer
     version wrote them.
     """
-    head, checksum, packed = stored[:3], stored[3:_SIZE], stored[_SIZE:]
+    head, checksum, packed = stored[:3], stored[3:HEAD_BYTES], stored[HEAD_BYTES:]
     if head[:2] != _MAGIC:
         raise DamagedLog(f"the value under {key!r} has no magic bytes", hint=REPAIR_HINT)
     if checksum != _checksum(key, head, packed):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import threading
 import time
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ import lmdb
 from lmdb.verify import VerifyError, verify
 
 from eventlog.engine.failpoint import reach
-from eventlog.engine.locks import OpenLock
+from eventlog.engine.locks import OpenLock, hint_about
 from eventlog.errors import (
     ClosedLog,
     DamagedLog,
@@ -53,6 +54,9 @@ _FOREIGN = (lmdb.Error, struct.error, UnicodeDecodeError)
 """What a transaction's block may raise. Keys are taken apart in it, and a damaged page may show one
 that no version writes."""
 
+_CLOSE_WAIT_S = 30.0
+"""For other threads' transactions. What hangs then keeps the environment until the process ends."""
+
 Txn = Any
 """An lmdb transaction. Its cursors and values must not be used after it ends."""
 
@@ -71,9 +75,18 @@ class Store:
     meta: Any
     ids: Any
 
-    def __init__(self, directory: Path, *, create: bool, lock: OpenLock | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        create: bool,
+        lock: OpenLock | None = None,
+        complete: bool = True,
+    ) -> None:
         """Open `directory/data.mdb`; with `create`, make it, or finish one that was cut off.
 
+        Databases that an earlier version did not have are made, unless `complete` is false: they
+        are None then.
         `lock` is the open lock of the directory, held as long as this is open: closing releases it.
         Raises NotALog where the file is no LMDB file or has other databases, DamagedLog, or
         LogUnreadable where it cannot be opened.
@@ -82,12 +95,14 @@ class Store:
         self._directory = directory
         self._lock = lock
         self._pid = os.getpid()
+        self.under_way: set[_Transaction] = set()
         self._env = _open(directory, create=create and not holds_data(directory / "data.mdb"))
         try:
             _reach_last_page(self._env, directory / "data.mdb")
             finish = create and self._holds_nothing_else()
             for name in DATABASES:
-                setattr(self, name, self._open_database(name, create=finish))
+                found = self._open_database(name, create=finish, complete=complete)
+                setattr(self, name, found)
         except (lmdb.NotFoundError, lmdb.IncompatibleError) as error:
             self._env.close()
             raise NotALog(
@@ -99,13 +114,13 @@ class Store:
             raise _translate(error, directory) from error
         self.clear_stale_readers()
 
-    def _open_database(self, name: str, *, create: bool) -> Any:
+    def _open_database(self, name: str, *, create: bool, complete: bool) -> Any:
         try:
             return self._env.open_db(name.encode(), create=create)
         except lmdb.NotFoundError:
             if name not in _ADDED:
                 raise
-            return self._env.open_db(name.encode(), create=True)
+            return self._env.open_db(name.encode(), create=True) if complete else None
 
     def _holds_nothing_else(self) -> bool:
         # Each sub-database is made in a commit of its own: a creation that was cut off has some.
@@ -118,7 +133,13 @@ class Store:
         env, self._env = self._env, None
         if self.forked:
             return  # The parent's. Its lock was let go when the child began.
-        if env is not None:
+        self.end_left(reads=True)
+        # The binding would abort what other threads are in the middle of: free a transaction
+        # twice, or wait for ever. They see that the log is closed when they begin the next.
+        deadline = time.monotonic() + _CLOSE_WAIT_S
+        while self.under_way and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        if env is not None and not self.under_way:
             env.close()
         if self._lock is not None:
             self._lock.release()
@@ -169,7 +190,8 @@ class Store:
     def forked_error(self) -> ForkedLog:
         return ForkedLog(
             f"the log {self._directory} was opened before this process was forked",
-            hint="start the child with the 'spawn' method, or open the log only after the fork",
+            hint="start the child with the 'spawn' method, or have the parent open the log only "
+            "after the fork",
         )
 
     def _environment(self) -> Any:
@@ -179,16 +201,32 @@ class Store:
             raise self.forked_error()
         return self._env
 
-    def begin(self, *, write: bool) -> Txn:
+    def begin(self, *, write: bool, under_way: _Transaction | None = None) -> Txn:
         """Begin a transaction, which the caller ends; `read` and `write` do that by themselves."""
-        if write and time.monotonic() - self._cleared_s >= _CLEAR_EVERY_S:
-            self.clear_stale_readers()
+        if write:
+            if self.under_way:
+                self.end_left()
+            if time.monotonic() - self._cleared_s >= _CLEAR_EVERY_S:
+                self.clear_stale_readers()
+        if under_way is not None:
+            self.under_way.add(under_way)  # Before the look at whether the log is closed.
         env = self._environment()
         try:
             return env.begin(write=write)
         except lmdb.MapResizedError:
             env.set_mapsize(0)
             return env.begin(write=write)
+
+    def end_left(self, *, reads: bool = False) -> None:
+        """Abort the writes of this thread that an interrupt cut off before their block's exit.
+
+        With `reads`, those, too. REQUIRES: this thread is inside none. What was interrupted would
+        stay open, and the write lock held, as long as somebody (a notebook, say) keeps the
+        traceback.
+        """
+        for transaction in list(self.under_way):
+            if (reads or transaction.write) and transaction.thread == threading.get_ident():
+                transaction.end()
 
     def translated(self, error: Any) -> EventLogError:
         """The error of this package for a foreign one."""
@@ -198,35 +236,47 @@ class Store:
 class _Transaction(AbstractContextManager[Txn]):
     """A transaction for a `with` block. Written out, as a generator would take twice as long."""
 
-    __slots__ = ("_store", "_txn", "_write")
+    __slots__ = ("_store", "_txn", "thread", "write")
 
     def __init__(self, store: Store, *, write: bool) -> None:
         self._store = store
-        self._write = write
         self._txn: Txn = None
+        self.thread = threading.get_ident()
+        self.write = write
 
     def __enter__(self) -> Txn:
+        store = self._store
         try:
-            self._txn = self._store.begin(write=self._write)
-        except lmdb.Error as error:
-            raise self._store.translated(error) from error
+            self._txn = store.begin(write=self.write, under_way=self)
+        except BaseException as error:
+            self.end()
+            if isinstance(error, lmdb.Error):
+                raise store.translated(error) from error
+            raise
         return self._txn
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        txn, self._txn = self._txn, None
-        if error is None and self._write:
-            try:
-                reach("commit.before")
-                txn.commit()
-            except lmdb.Error as failed:
-                raise self._store.translated(failed) from failed
-            reach("commit.after")
-            return
-        txn.abort()
+        try:
+            if error is None and self.write:
+                try:
+                    reach("commit.before")
+                    self._txn.commit()
+                except lmdb.Error as failed:
+                    raise self._store.translated(failed) from failed
+                reach("commit.after")
+        finally:
+            self.end()
         if isinstance(error, _FOREIGN):
             raise self._store.translated(error) from error
+
+    def end(self) -> None:
+        """Abort what has not ended. An interrupt may come before `__exit__` has begun."""
+        if self._txn is not None:
+            self._txn.abort()
+            self._txn = None
+        self._store.under_way.discard(self)
 
 
 def holds_data(data: Path) -> bool:
@@ -270,8 +320,7 @@ def _open(directory: Path, *, create: bool) -> Any:
                 hint="free some 128 KiB and try again; nothing is lost",
             ) from error
         raise LogUnreadable(
-            f"cannot use {directory / 'lock.mdb'}: {error.strerror}",
-            hint="look at the permissions of the directory and its files",
+            f"cannot use {directory / 'lock.mdb'}: {error.strerror}", hint=hint_about(error)
         ) from error
     options: dict[str, Any] = {"lib_version": 0} if create else {}
     for map_bytes in _MAP_BYTES:

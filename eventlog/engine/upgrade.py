@@ -25,11 +25,16 @@ from eventlog.engine.store import Store, Txn
 FEATURES = ("heads", "ids", "inline", "lost", "packed", "zstd")
 
 
+def is_current(store: Store) -> bool:
+    """Whether a log has all FEATURES. REQUIRES: it has a row of the format."""
+    with store.read() as txn:
+        found = rows.read_map(store, txn, rows.FORMAT_KEY) or {}
+    return set(FEATURES) <= set(found["must_know"])
+
+
 def upgrade(store: Store) -> None:
     """Bring a log up to FEATURES in one commit; does nothing where it has them all."""
-    with store.read() as txn:
-        found = rows.read_map(store, txn, rows.FORMAT_KEY)
-    if found is None or set(FEATURES) <= set(found["must_know"]):
+    if is_current(store):
         return
     with store.write() as txn:
         found = rows.read_map(store, txn, rows.FORMAT_KEY) or {}

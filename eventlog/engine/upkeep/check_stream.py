@@ -12,7 +12,7 @@ from eventlog.engine import commit, index
 from eventlog.engine.index import DROPPED, LOST, IndexEntry
 from eventlog.engine.payload_store import get_body, load
 from eventlog.engine.scan import READ_BYTES, READ_ENTRIES
-from eventlog.engine.store import Store
+from eventlog.engine.store import Store, Txn
 from eventlog.engine.upkeep.check_rows import References, StreamState
 from eventlog.engine.upkeep.violation import Report
 from eventlog.errors import EventLogError
@@ -38,7 +38,7 @@ def walk_stream(
         walk.entry(entry, item.value)
         check_payload(entry, item.body, report, stream=state.row.name)
         step(entry.records)
-    walk.end()
+    walk.end(_start(store, state))
 
 
 def check_payload(
@@ -101,9 +101,7 @@ def _items(store: Store, state: StreamState) -> Iterator[_Found | _Unreadable]:
         gathered: list[_Found | _Unreadable] = []
         size = 0
         with store.read() as txn:
-            start = state.row.start
-            with suppress(EventLogError):
-                start = commit.require_stream(store, txn, state.row.name).start
+            start = _start(store, state, txn)
             dropped = start > max(at, state.row.start)
             at = start if dropped else at
             cursor = txn.cursor(db=store.index)
@@ -130,6 +128,16 @@ def _items(store: Store, state: StreamState) -> Iterator[_Found | _Unreadable]:
             return
         begun = True
         yield from gathered
+
+
+def _start(store: Store, state: StreamState, txn: Txn = None) -> int:
+    """Where the stream begins now; as at the survey where its row cannot be read."""
+    if txn is None:
+        with store.read() as txn:
+            return _start(store, state, txn)
+    with suppress(EventLogError):
+        return commit.require_stream(store, txn, state.row.name).start
+    return state.row.start
 
 
 def _place(cursor: Any, stream_id: int, at: int) -> tuple[bool, int]:
@@ -168,12 +176,16 @@ class _Walk:
 
     def resume(self, first_offset: int) -> None:
         """Go on at an entry that is not where the walk was: merged since, or the first retained."""
-        self._next, self._previous = first_offset, None
+        self._next, self._previous, self._reached = first_offset, None, 0
 
-    def end(self) -> None:
-        """Nothing is left: the end must be reached, where the last entry could be read."""
-        if self._next is not None and self._next < self._state.end:
-            self._say("I1", "end", f"offsets [{self._next}, {self._state.end}) are in no entry")
+    def end(self, start: int) -> None:
+        """Nothing is left: the end must be reached, where the last entry could be read.
+
+        What lies below `start` was dropped by retention, and is due no more.
+        """
+        due = None if self._next is None else max(self._next, start)
+        if due is not None and due < self._state.end:
+            self._say("I1", "end", f"offsets [{due}, {self._state.end}) are in no entry")
 
     def unreadable(self, item: _Unreadable) -> None:
         """Go on past an entry that cannot be read: what depends on it is not known."""

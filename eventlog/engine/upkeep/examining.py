@@ -4,10 +4,11 @@
 
     sectors     reading the whole file                an error: the walker tells what can be read,
     pages       `lmdb.verify`, which only reads       broken: and LMDB never sees the file
-    rows        opening the log                       refused: the same
+    rows        opening the log                       refused, or of an earlier version: the same
     the rest    the integrity check
 
-A sector that the disk cannot read would end whoever maps the file, by a signal.
+Nothing of the log is changed. A sector that the disk cannot read would end whoever maps the file,
+by a signal.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eventlog.engine.directory import open_store, require_data
-from eventlog.engine.engine import now_us
+from eventlog.engine.engine import Engine, now_us
 from eventlog.engine.locks import OpenLock
 from eventlog.engine.store import structure_faults
+from eventlog.engine.upgrade import is_current
 from eventlog.engine.upkeep.check import Progress, check_store
 from eventlog.engine.upkeep.findings import gather
 from eventlog.engine.upkeep.pages import BadPage, open_data
@@ -45,36 +47,44 @@ class Salvage:
     rows_bytes: int
 
 
-def check_directory(directory: Path, *, progress: Progress | None = None) -> list[Violation] | None:
-    """Every violation of a log that must not be opened; None for one that may be.
+def check_directory(directory: Path, *, progress: Progress | None = None) -> list[Violation]:
+    """Every violation of a log, which is not changed: a backup stays one, as does an older log.
 
-    Others cannot open the log meanwhile. One that is open elsewhere may be opened here too. Raises
-    NotALog where nothing of a log is there.
+    Where nobody has it open, nobody can open it until its pages are looked at. Raises NotALog where
+    nothing of a log is there, LogInUse for a log of an earlier version that is in use.
     """
     directory = directory.resolve()
     require_data(directory)
+    in_use = None
     try:
         lock = OpenLock.alone(directory, doing="checking")
-    except LogInUse:
-        return None
-    try:
-        found = _pages(directory) or _opening(directory, lock)
-        if not found:
-            return None
-        with salvaged(directory, progress=progress) as salvage:
-            return found + _told(salvage.salvaged)
-    finally:
-        lock.release()
+    except LogInUse as error:
+        in_use = error
+    else:
+        try:
+            found, openable = _first_look(directory, lock)
+            if not openable:
+                with salvaged(directory, progress=progress) as salvage:
+                    return found + _told(salvage.salvaged)
+        finally:
+            lock.release()
+    with Engine.open(directory, begin=False) as engine:
+        if in_use is not None and not is_current(engine.store):
+            raise in_use
+        return check_store(engine.store, progress=progress)
 
 
 def violations(
     directory: Path, lock: OpenLock, *, progress: Progress | None = None
 ) -> list[Violation]:
     """What is wrong with a log that is held alone; where it must not be opened, only why."""
-    found = _pages(directory) or _opening(directory, lock)
+    found, openable = _first_look(directory, lock)
     if found:
         return found
-    store = open_store(directory, create=False, now_us=now_us(), alone=lock)
+    if not openable:
+        with salvaged(directory, progress=progress) as salvage:
+            return _told(salvage.salvaged)
+    store = open_store(directory, create=False, now_us=now_us(), alone=lock, begin=False)
     try:
         return check_store(store, progress=progress)
     finally:
@@ -111,12 +121,19 @@ def _unreadable(data: Path) -> list[str]:
     return []
 
 
-def _opening(directory: Path, lock: OpenLock) -> list[Violation]:
+def _first_look(directory: Path, lock: OpenLock) -> tuple[list[Violation], bool]:
+    """What forbids opening a log, and whether its rows can be checked by opening it."""
+    found = _pages(directory)
+    if found:
+        return found, False
     try:
-        open_store(directory, create=False, now_us=now_us(), alone=lock).close()
+        store = open_store(directory, create=False, now_us=now_us(), alone=lock, begin=False)
     except (DamagedLog, NotALog) as error:
-        return [Violation(invariant="store", stream=None, where="opening", what=f"{error}")]
-    return []
+        return [Violation(invariant="store", stream=None, where="opening", what=f"{error}")], False
+    try:
+        return [], is_current(store)
+    finally:
+        store.close()
 
 
 def _told(found: Salvaged) -> list[Violation]:

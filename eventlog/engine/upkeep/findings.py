@@ -59,13 +59,15 @@ class FormerStream(NamedTuple):
 class Findings:
     """What was found.
 
-    `values` are keys and values by database, `bodies` by payload number, `unusable` why others are
-    none. `strays` are bodies by checksum and length that no number leads to, `former` is what older
-    rows tell of streams, `unknown` names databases of other versions. `state_doubtful`: one of the
-    two states that a file has is gone, and may be the newer one.
+    `values` are keys and values by database, `doubles` further values under keys that have one,
+    `bodies` those by payload number, `unusable` why others are none. `strays` are bodies by
+    checksum and length that no number leads to, `former` is what older rows tell of streams,
+    `unknown` names databases of other versions. `state_doubtful`: one of the two states that a file
+    has is gone, and may be the newer one.
     """
 
     values: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
+    doubles: list[tuple[str, bytes, bytes]] = field(default_factory=list)
     bodies: dict[int, BodyFacts] = field(default_factory=dict)
     unusable: dict[int, str] = field(default_factory=dict)
     strays: dict[tuple[int, int], BodyFacts] = field(default_factory=dict)
@@ -84,7 +86,7 @@ def gather(walker: Walker, *, progress: Progress | None = None) -> Findings:
     for name in walker.databases:
         if name in _SMALL:
             for stored in walker.items(name):
-                _take(walker, found.values[name], stored)
+                _take(walker, found, name, stored)
         elif name == "payload":
             for stored in walker.items(name):
                 _take_part(parts, stored)
@@ -117,13 +119,15 @@ def database_of(key: bytes, value: bytes) -> str | None:
     return "consumer" if {"offset", "epoch"} <= found.keys() else "schema"
 
 
-def _take(walker: Walker, values: dict[bytes, bytes], stored: Stored) -> None:
+def _take(walker: Walker, found: Findings, name: str, stored: Stored) -> None:
     try:
         value = walker.value(stored)
     except BadPage:
         value = b""
-    # Of two values under one key, at most one can prove itself in a sound tree: the first counts.
-    values.setdefault(stored.key, value)
+    if stored.key in found.values[name]:
+        found.doubles.append((name, stored.key, value))
+    else:
+        found.values[name][stored.key] = value
 
 
 def _take_part(parts: dict[int, dict[int, Stored]], stored: Stored) -> None:

@@ -2,6 +2,7 @@
 
 ::
 
+    keys                           see `eventlog.engine.upkeep.damaged_keys`
     format, identity, counters     kept, else made anew
     streams                        kept; one whose row is gone is made anew, as numbers are dense
     entries and bodies             see `eventlog.engine.upkeep.mending`
@@ -25,6 +26,7 @@ from eventlog.engine.index import IndexEntry
 from eventlog.engine.rows import ConsumerRow, StreamRow
 from eventlog.engine.sealed import unseal
 from eventlog.engine.upgrade import FEATURES
+from eventlog.engine.upkeep.damaged_keys import proves_itself, restore_keys
 from eventlog.engine.upkeep.findings import BodyFacts, Findings, proven
 from eventlog.engine.upkeep.mending import BodyOf, LostRange
 from eventlog.engine.upkeep.salvage_stream import SalvagedStream, StreamParts, salvage_stream
@@ -60,6 +62,7 @@ def sound_log(found: Findings, *, new_id: bytes, now_us: int) -> Salvaged:
             hint="name the directory of a log, or restore it from a copy",
         )
     done = Salvaged()
+    done.rebuilt += restore_keys(found.values, found.doubles)
     if found.state_doubtful:
         done.dropped.append("the last commit, perhaps: what leads to one of two states is damaged")
     for name in found.unknown:
@@ -68,7 +71,8 @@ def sound_log(found: Findings, *, new_id: bytes, now_us: int) -> Salvaged:
     counted = _format(done, meta)
     _identity(done, meta, new_id, now_us)
     counters = meta.get(rows.COUNTERS_KEY)
-    if counters is None:
+    if counters is None and (counted or any(map(_is_stream, meta))):
+        # The first version wrote none before there was a stream.
         done.rebuilt.append("the counters")
     streams = _streams(done, found, meta, damaged, counters, counted=counted, now_us=now_us)
     _share_out(done, found, meta, damaged, streams)
@@ -167,6 +171,8 @@ def _streams(
         else:
             sure = len(missing) == 1 and len(nameless) == 1
             name = nameless[0] if sure else f"{_PLACEHOLDER}-{number}"
+            if sure:
+                done.dropped.append(f"the row of stream {name!r}, whose name may be wrong")
             row = StreamRow(id=number, name=name, kind="events", created_us=now_us)
         taken.add(row.name)
         nameless = [name for name in nameless if name != row.name]
@@ -183,17 +189,9 @@ def _numbers_seen(found: Findings) -> Iterable[int]:
     seen = {0}
     for name in ("index", "schema", "consumer"):
         for key, value in found.values[name].items():
-            if _proves_itself(name, key, value):
+            if len(key) > 4 and proves_itself(name, key, value):
                 seen.add(int.from_bytes(key[:4], "big"))
     return seen
-
-
-def _proves_itself(name: str, key: bytes, value: bytes) -> bool:
-    try:
-        index.unpack(0, value, under=key) if name == "index" else unseal(key, value)
-    except DamagedLog:
-        return False
-    return len(key) > 4
 
 
 def _share_out(
@@ -259,7 +257,9 @@ def _take_source(
 ) -> None:
     parts = by_name.get(name)
     if parts is None:
-        done.dropped.append(f"the state of the source {name!r}, whose stream is not there")
+        doubt = " (its row is damaged: the name may be wrong)" if stored is None else ""
+        what = f"the state of the source {name!r}, whose stream is not there"
+        done.dropped.append(f"{what}{doubt}")
     elif stored is None or not isinstance(stored.get("position", 0), int):
         parts.damaged_source = True
     else:

@@ -79,9 +79,11 @@ def salvage_stream(parts: StreamParts, body_of: BodyOf) -> SalvagedStream:
     schemas = _schemas(parts.schemas, numbers, pieces, end)
     consumers = {name: _within(found, end) for name, found in parts.consumers.items()}
     source = _covering(parts.source, pieces)
+    known = _ids(parts.ids, mended.lost, end)
     done = SalvagedStream(
         row=replace(
             row,
+            ids=len(known),
             end=end,
             time_running_max=mended.time_running_max if end else TIME_MIN,
             tail=(),
@@ -93,7 +95,7 @@ def salvage_stream(parts: StreamParts, body_of: BodyOf) -> SalvagedStream:
         schemas=schemas,
         consumers=consumers,
         source=source,
-        ids=_ids(parts.ids, mended.lost, end),
+        ids=known,
         lost=mended.lost,
     )
     _tell_dropped(done, parts, lost_schemas)
@@ -205,7 +207,8 @@ def _ids(found: Ids, lost: list[LostRange], end: int) -> list[tuple[bytes, int]]
 def _tell_dropped(done: SalvagedStream, parts: StreamParts, lost_schemas: list[int]) -> None:
     name = f"stream {done.row.name!r}"
     for consumer in sorted(parts.damaged_consumers):
-        done.dropped.append(f"consumer {consumer!r} of {name}: its row is damaged")
+        what = f"consumer {consumer!r} of {name}: its row is damaged, its name may be wrong"
+        done.dropped.append(what)
     vanished = parts.row.consumers - len(parts.consumers) - len(parts.damaged_consumers)
     if vanished > 0:
         done.dropped.append(f"{vanished} of the consumers of {name}, whose names are gone too")
