@@ -26,7 +26,7 @@ from eventlog.engine import Append, Batch, Engine, Owner, Transactions, batch_of
 from eventlog.engine.batch import BATCH_BYTES
 from eventlog.engine.failpoint import reach
 from eventlog.engine.writer import COMMIT_BYTES
-from eventlog.errors import UsageError
+from eventlog.errors import EnvironmentFault, UsageError
 
 IDS_BYTES_MAX = 16 << 20
 """Encoded bytes in an append with ids: not staged, since they are looked up by its commit."""
@@ -56,6 +56,7 @@ class Outbox:
         self._engine = engine
         self._time_us = now_us()
         self._spools: dict[str, _Spool] = {}
+        self._thread = _Thread()
         self._half = False
 
     def __enter__(self) -> Self:
@@ -64,6 +65,7 @@ class Outbox:
     def __exit__(self, *exc: object) -> None:
         spools, self._spools = self._spools, {}
         with ExitStack() as stack:  # Each is closed, whatever another raises.
+            self._thread.join()
             for spool in spools.values():
                 stack.callback(spool.close)
 
@@ -90,17 +92,23 @@ class Outbox:
         spool = self._spools.get(stream)
         if spool is None:
             require_events(stream, self._engine.stream(stream).kind)
-            spool = self._spools[stream] = _Spool(self._engine, stream, self._time_us)
+            spool = self._spools[stream] = _Spool(self._engine, stream, self._time_us, self._thread)
         done = 0
-        for chunk in _chunks(values, keys, ids, spool.next_chunk):
-            try:
+        try:
+            for chunk in _chunks(values, keys, ids, spool.next_chunk):
                 spool.extend(chunk)
-            except UnsuitableValue as error:
-                error.place = done + (error.place or 0)
-                self._half = bool(done)
-                raise
-            done += len(chunk.values)
-        self._spill()
+                done += len(chunk.values)
+            self._spill()
+        except UnsuitableValue as error:
+            # Nothing of the chunk that holds it was taken.
+            error.place = done + (error.place or 0)
+            self._half = self._half or done > 0
+            raise
+        except EnvironmentFault:
+            raise  # What could not be staged is raised again by whoever would commit it.
+        except BaseException:
+            self._half = True
+            raise
 
     def appends(self) -> list[Append]:
         """What a plan has to publish, by stream in the order of first use."""
@@ -180,6 +188,22 @@ def id_text(event_id: Key) -> str | None:
     return found
 
 
+class _Thread:
+    """Stages for all streams of an outbox, one commit at a time; begins with the first."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+
+    def submit(self, work: Callable[..., None], *arguments: Any) -> Future[None]:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="staging")
+        return self._pool.submit(work, *arguments)
+
+    def join(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+
+
 class _Chunk(NamedTuple):
     values: list[Any]
     keys: list[Key] | None
@@ -189,14 +213,14 @@ class _Chunk(NamedTuple):
 class _Spool:
     """The events for one stream: records, full batches, and what had to be staged."""
 
-    def __init__(self, engine: Engine, stream: str, time_us: int) -> None:
+    def __init__(self, engine: Engine, stream: str, time_us: int, thread: _Thread) -> None:
         self.bytes = 0
+        self._thread = thread
         self._engine = engine
         self._stream = stream
         self._time_us = time_us
         self._encoder = CODEC.encoder()
         self._owner: Owner | None = None
-        self._thread: ThreadPoolExecutor | None = None
         self._staging: Future[None] | None = None
         self._batches: list[Batch] = []
         self._records: list[bytes] = []
@@ -256,14 +280,10 @@ class _Spool:
         self._settle()
         if self._owner is None:
             self._owner = self._engine.appender(self._stream)
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="staging")
-        assert self._thread is not None
         self._staging = self._thread.submit(self._stage, self._owner, self._batches)
         self._batches, self.bytes = [], 0
 
     def close(self) -> None:
-        if self._thread is not None:
-            self._thread.shutdown(wait=True)
         if self._owner is not None:
             reach("outbox.published")
             self._owner.close()

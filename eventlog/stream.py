@@ -70,8 +70,9 @@ class Stream:
 
         `append(None, key=...)` is a tombstone. An integer key is stored as its decimal form. An
         `id` that one of the stream's last 1,000,000 events with ids bore stores nothing: the offset
-        is that event's, whatever its value. So an append whose outcome is not known can be tried
-        again. Raises TypeError for a value that an event cannot hold, naming the path to it.
+        is that event's, whatever its value, even if retention dropped it since. So an append whose
+        outcome is not known can be tried again. Raises TypeError for a value that an event cannot
+        hold, naming the path to it.
         """
         require_events(self.name, self.kind)
         event_id = id_text(id)

@@ -132,6 +132,21 @@ def test_opening_a_backup_begins_a_generation_once(
         assert log.check() == []
 
 
+@pytest.mark.parametrize(
+    "command", [("check",), ("check", "--json"), ("repair", "--dry-run"), ("repair",)], ids=" ".join
+)
+def test_looking_at_a_backup_does_not_begin_its_generation(
+    worked: eventlog.Log, copy: Path, run_cli: RunCli, command: tuple[str, ...]
+) -> None:
+    worked.backup(copy)
+    before = hashlib.sha256((copy / "data.mdb").read_bytes()).digest()
+    done = run_cli(*command, "--log", str(copy))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert hashlib.sha256((copy / "data.mdb").read_bytes()).digest() == before
+    with eventlog.open(copy) as log:
+        assert log.generation == 2 and log.check() == []
+
+
 def test_the_mark_says_what_was_backed_up_and_when(worked: eventlog.Log, copy: Path) -> None:
     before_us = time.time_ns() // 1000
     worked.backup(copy)

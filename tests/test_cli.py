@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
+import eventlog
 from eventlog.cli.commands import GROUP
 from tests.fix_postgres import RunCli, assert_explained
 
@@ -82,6 +83,42 @@ def test_the_log_comes_from_the_option_then_the_environment_then_the_default(
     args = (*append, "--log", "c")
     assert run_cli(*args, input="1", env={"EVENTLOG_DIR": "d"}).returncode == 0
     assert {path.name for path in tmp_path.iterdir()} == {"eventlog-data", "b", "c"}
+
+
+def test_the_package_is_the_command_too() -> None:
+    for module in ("eventlog", "eventlog.cli"):
+        command = [sys.executable, "-m", module, "--version"]
+        assert subprocess.check_output(command, text=True, timeout=60).startswith("eventlog, ")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", ["streams", "read clicks", "read clicks --json", "check"])
+def test_a_closed_output_is_no_fault_and_no_file_of_the_log_takes_its_place(
+    log: eventlog.Log, closed: str, command: str
+) -> None:
+    log.stream("clicks", create=True).append_many(range(1_000))
+    before = (log.path / "data.mdb").read_bytes()
+    shell = f'"$0" -m eventlog.cli {command} --log "$1" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", shell, sys.executable, str(log.path)], capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (log.path / "data.mdb").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["streams", "read clicks", "read clicks --json", "check"])
+def test_an_output_without_room_is_explained(log: eventlog.Log, command: str) -> None:
+    log.stream("clicks", create=True).append_many(range(1_000))
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "eventlog.cli", *command.split(), "--log", str(log.path)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert_explained(done)
+    assert "No space left" in done.stderr and done.stderr.count("\n") == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -52,6 +52,8 @@ def test_no_input_stores_nothing(log: eventlog.Log, run_cli: RunCli) -> None:
     [
         "{",
         '{"n": NaN}',
+        '{"n": 1e400}',
+        "-1e400",
         '{"n": 1} x',
         '{"n": "\\ud800"}',
         '{"n": 18446744073709551616}',
@@ -71,6 +73,42 @@ def test_a_bad_line_stops_with_its_number_and_the_count_stored(
     assert "line 4 cannot be stored" in done.stderr
     assert "events stored before it: 2" in done.stderr
     assert values(log) == [{"n": 1}, {"n": 2}]
+
+
+def test_null_is_refused_in_the_words_of_the_command(log: eventlog.Log, run_cli: RunCli) -> None:
+    args = ("append", "clicks", "--create", "--log", str(log.path))
+    done = run_cli(*args, input="null\n")
+    assert_explained(done)
+    assert "line 1 cannot be stored: it is null" in done.stderr
+    assert "append(" not in done.stderr
+
+
+def test_an_array_over_several_lines_is_refused_with_the_way_to_send_it(
+    log: eventlog.Log, run_cli: RunCli
+) -> None:
+    args = ("append", "clicks", "--create", "--log", str(log.path))
+    done = run_cli(*args, input='[\n  {"n": 1},\n  {"n": 2}\n]\n')
+    assert_explained(done)
+    assert "line 1" in done.stderr and "`jq -c '.[]'`" in done.stderr
+    assert values(log) == []
+
+
+@pytest.mark.parametrize("first", ["", "\n"])
+def test_a_byte_order_mark_is_no_part_of_the_first_line(
+    log: eventlog.Log, run_cli: RunCli, first: str
+) -> None:
+    args = ("append", "clicks", "--create", "--log", str(log.path))
+    done = run_cli(*args, input=f'\ufeff{first}{{"n": 1}}\n')
+    assert (done.returncode, done.stderr) == (0, "")
+    assert values(log) == [{"n": 1}]
+    assert_explained(run_cli(*args, input='1\n\ufeff{"n": 1}\n'))
+
+
+def test_an_empty_id_is_none(log: eventlog.Log, run_cli: RunCli) -> None:
+    args = ("append", "clicks", "--create", "--id", "id", "--log", str(log.path))
+    done = run_cli(*args, input='{"id": ""}\n')
+    assert_explained(done)
+    assert "non-empty text or an integer" in done.stderr
 
 
 def test_a_line_that_is_not_utf8_is_refused(log: eventlog.Log) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -19,8 +20,8 @@ import eventlog
 from eventlog.changes.change import UNCHANGED, Op
 from eventlog.changes.schema import Schema
 from eventlog.cli import cli
-from eventlog.engine import Engine
-from eventlog.errors import SnapshotRefused
+from eventlog.engine import Engine, index
+from eventlog.errors import LogUnreadable, SnapshotRefused
 from tests.fix_log import (
     BYTEA,
     INT,
@@ -34,7 +35,8 @@ from tests.fix_log import (
     update,
 )
 from tests.fix_postgres import RunCli, assert_explained
-from tests.test_engine_check import orphan_payload
+from tests.test_engine_check import delete as delete_row
+from tests.test_engine_check import flip, orphan_payload
 
 Run = Callable[..., Result]
 
@@ -88,6 +90,60 @@ def test_streams_names_each_stream_with_what_it_holds(
     assert shown[2].split()[:5] == ["shop", "captured", "0", "7", "7"]
 
 
+def test_streams_goes_on_past_what_it_cannot_read(tmp_path: Path, run_cli: RunCli) -> None:
+    where = ("--log", str(tmp_path / "log"))
+    with eventlog.open(tmp_path / "log", create=True) as log:
+        for name in ("a", "b", "c", "d"):
+            log.stream(name, create=True).append_many([1, 2])
+        flip(log.engine, "index", index.key(2, 0))
+        flip(log.engine, "meta", b"stream/c")
+    done = run_cli("streams", "--json", *where)
+    assert done.returncode == 1 and done.stderr.count("Error: ") == 2
+    held = [tuple(json.loads(line).values())[:5] for line in done.stdout.splitlines()]
+    assert held == [
+        ("a", "events", 0, 2, 2),
+        ("b", "events", 0, 2, None),
+        ("c", None, None, None, None),
+        ("d", "events", 0, 2, 2),
+    ]
+    shown = run_cli("streams", *where)
+    assert_explained(shown)
+    assert [line.split()[1:] for line in shown.stdout.splitlines()[2:4]] == [
+        ["events", "0", "2", "?", "?"],
+        ["?", "?", "?", "?", "?"],
+    ]
+
+
+def test_streams_tells_of_a_row_that_is_gone(tmp_path: Path, run_cli: RunCli) -> None:
+    with eventlog.open(tmp_path / "log", create=True) as log:
+        for name in ("a", "b"):
+            log.stream(name, create=True).append(1)
+        delete_row(log.engine, "meta", b"stream/a")
+    done = run_cli("streams", "--json", "--log", str(tmp_path / "log"))
+    assert_explained(done)
+    assert [json.loads(line)["name"] for line in done.stdout.splitlines()] == ["b"]
+
+
+def test_check_names_ids_without_a_stream_at_once(tmp_path: Path, run_cli: RunCli) -> None:
+    with eventlog.open(tmp_path / "log", create=True) as log:
+        log.stream("other", create=True).append(1, id="kept")
+        log.stream("s", create=True).append_many(range(50), ids=map(str, range(50)))
+        delete_row(log.engine, "meta", b"stream/s")
+        found = [v for v in log.check() if v.invariant == "ids"]
+    assert [(v.where, v.what) for v in found] == [
+        ("stream number 2", "101 rows of ids of a stream with no row")
+    ]
+
+
+def test_check_prints_no_line_of_json_for_a_sound_log(log: eventlog.Log, run_cli: RunCli) -> None:
+    done = run_cli("check", "--json", "--log", str(log.path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    told = " ".join(run_cli("check", "--help").stdout.split())
+    assert "a sound log prints none" in told
+    told = " ".join(run_cli("repair", "--help").stdout.split())
+    assert "Exits with 0 once the log is repaired, whatever was lost" in told
+
+
 def test_read_json_prints_the_promised_fields(orders: Schema, run: Run) -> None:
     found = objects(run("read", "shop", "--start", "3", "--json"))
     assert found[0]["op"] == "copy_end"
@@ -133,6 +189,16 @@ def test_read_shows_events_with_key_and_value(log: eventlog.Log, run: Run) -> No
     heading, line = run("read", "clicks").stdout.splitlines()
     assert heading.split() == ["offset", "time", "key", "value"]
     assert line.endswith('{"page": "/ü"}')
+
+
+@pytest.mark.parametrize("option", [("--fill",), ("--table", "public.orders")])
+def test_what_is_for_tables_is_refused_of_events(
+    log: eventlog.Log, run_cli: RunCli, option: tuple[str, ...]
+) -> None:
+    log.stream("clicks", create=True).append(1)
+    done = run_cli("read", "clicks", *option, "--log", str(log.path))
+    assert_explained(done)
+    assert "holds events, which have no tables" in done.stderr
 
 
 def test_an_empty_stream_prints_headings_and_no_json(log: eventlog.Log, run: Run) -> None:
@@ -314,6 +380,24 @@ def test_a_directory_without_a_log_is_refused_and_left_alone(
     for place in (tmp_path, tmp_path / "missing"):
         assert_explained(run_cli(*args, "--log", str(place)))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["streams", "check", "read", "tail", "repair", "backup"])
+def test_a_directory_that_one_may_not_look_into_is_explained_and_is_no_wrong_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def refused(path: Any, *more: Any, **names: Any) -> os.stat_result:
+        if Path(path).name == "data.mdb":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, *more, **names)
+
+    real = os.stat
+    monkeypatch.setattr(os, "stat", refused)
+    monkeypatch.setattr(os, "access", lambda path, mode, **more: False)
+    argument = {"read": ["clicks"], "tail": ["clicks"], "backup": [str(tmp_path / "copy")]}
+    args = [command, *argument.get(command, []), "--log", str(tmp_path)]
+    done = CliRunner().invoke(cli, args)
+    assert isinstance(done.exception, LogUnreadable) and done.exception.hint
 
 
 @pytest.fixture

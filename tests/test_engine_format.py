@@ -13,6 +13,7 @@ import pytest
 from eventlog.engine import Append, Engine, Plan, Transactions, batch_of, check, directory, rows
 from eventlog.engine.store import DATABASES
 from eventlog.errors import DamagedLog, LogExists, LogUnreadable, LogVersionError, NotALog
+from tests.fix_postgres import RunCli, assert_explained
 from tests.golden import make
 
 FORMAT_PAGE = Path(__file__).parents[1] / "docs" / "format.md"
@@ -93,6 +94,22 @@ def test_a_log_of_the_first_version_is_upgraded_once_and_loses_nothing(log_dir: 
         assert check(engine) == []
     with Engine.open(log_dir) as engine:
         assert make.stored_rows(engine) == after
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["sound", "damaged"])
+def test_a_log_of_an_earlier_version_is_examined_and_stays_one(
+    golden: Path, run_cli: RunCli, damaged: bool
+) -> None:
+    data = golden / "data.mdb"
+    if damaged:
+        data.write_bytes(data.read_bytes().replace(b"EVLB", b"EVLA"))
+    before = data.read_bytes()
+    for command in (["check"], ["repair", "--dry-run"]):
+        done = run_cli(*command, "--log", str(golden))
+        assert (done.returncode, done.stderr) == (int(damaged), ""), done
+        assert data.read_bytes() == before
+    if damaged:
+        run_cli("repair", "--log", str(golden))
 
 
 def test_todays_code_reads_the_golden_file(golden: Path) -> None:
@@ -280,3 +297,33 @@ def test_everything_is_private_to_its_owner(log_dir: Path) -> None:
     files = ["data.mdb", "lock.mdb", "open.lock", "stream-1.lock", "owner-1.lock"]
     assert modes == folders | dict.fromkeys(files, 0o600)
     assert log_dir.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("size", [None, 0])
+@pytest.mark.parametrize("left", ["all", "blobs/" + "0" * 64, "locks/stream-1.lock"])
+def test_a_log_whose_data_file_is_gone_does_not_begin_anew(
+    log_dir: Path, run_cli: RunCli, size: int | None, left: str
+) -> None:
+    if left == "all":
+        with Engine.open(log_dir, create=True):
+            pass
+        (log_dir / "data.mdb").unlink()
+    else:
+        (log_dir / left).parent.mkdir(parents=True)
+        (log_dir / left).touch()
+    if size is not None:
+        (log_dir / "data.mdb").touch()
+    with pytest.raises(LogExists, match=r"the data file of .* is gone") as caught:
+        Engine.open(log_dir, create=True)
+    assert "restore it from a backup" in caught.value.hint
+    with pytest.raises(NotALog, match="is gone"):
+        Engine.open(log_dir)
+    done = run_cli("append", "clicks", "--create", "--log", str(log_dir), input="1\n")
+    assert_explained(done)
+    assert not (log_dir / "data.mdb").exists() or not (log_dir / "data.mdb").stat().st_size
+
+
+def test_where_no_log_is_the_ways_to_make_one_are_named(log_dir: Path) -> None:
+    with pytest.raises(NotALog) as caught:
+        Engine.open(log_dir)
+    assert "eventlog.open(..., create=True)" in caught.value.hint

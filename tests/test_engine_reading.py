@@ -65,7 +65,7 @@ def test_what_is_no_range_of_the_stream_is_refused(
 ) -> None:
     with pytest.raises(OffsetOutOfRange) as error:
         clicks.checked_range("clicks", start, stop)
-    assert error.value.hint == "its valid range is [0, 10]"
+    assert error.value.hint == "its valid range is [0, 10], from `begin` to `end`"
 
 
 def test_an_empty_stream_has_its_one_range(engine: Engine) -> None:

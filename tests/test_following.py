@@ -20,7 +20,7 @@ import pytest
 import eventlog
 from eventlog import following
 from eventlog.engine import watch
-from eventlog.errors import ClosedLog
+from eventlog.errors import ClosedLog, UsageError
 from tests.fix_log import INT, MadeSource, column, insert
 from tests.test_engine_reading import forked
 
@@ -633,3 +633,13 @@ def test_a_watch_tells_of_a_write_since_it_was_lent(tmp_path: Path) -> None:
     absent = watch.Watch.open(tmp_path / "absent")
     assert absent.fileno() is None
     assert not absent.wait(0)
+
+
+@pytest.mark.parametrize("until", ["end", "7", 1.5])
+def test_what_is_no_end_is_refused(log: eventlog.Log, until: Any) -> None:
+    stream = log.stream("clicks", create=True)
+    with pytest.raises(UsageError, match="no end") as caught:
+        stream.follow(until=until)
+    assert "'current'" in caught.value.hint
+    with pytest.raises(UsageError, match="no end"):
+        next(iter(stream.consumer("c").follow(until=until)))

@@ -67,6 +67,8 @@ def eventlog_layer(module: str) -> str:
     parts = module.split(".")
     if parts[1:2] == ["errors"]:
         return "errors"
+    if parts[1:2] == ["__main__"]:
+        return "cli"
     below = len(parts) > 2 or SOURCES.get(module, Path()).name == "__init__.py"
     return parts[1] if below and len(parts) > 1 else "façade"
 

@@ -6,14 +6,16 @@ import json
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 
 import eventlog
 from eventlog.engine.upkeep import retain as retention
-from eventlog.errors import OffsetsDropped, UsageError
+from eventlog.errors import OffsetOutOfRange, OffsetsDropped, UsageError
 from eventlog.quantities import byte_count, duration_us
 from tests.fix_log import HOUR_US, T0_US, MadeSource
 from tests.fix_postgres import RunCli, assert_explained
@@ -54,8 +56,9 @@ def test_what_lies_below_an_offset_goes_in_whole_batches(clicks: eventlog.Stream
 def test_an_age_counts_back_from_the_newest_event(clicks: eventlog.Stream) -> None:
     assert clicks.retain(older_than="3h").start == 60
     assert clicks.retain(older_than="90d").start == 60
-    assert clicks.offset_at("2026-01-01T07:00Z") == 70
-    assert clicks.offset_at("2026-01-01T00:00Z") == 60, "what was dropped has no time any more"
+    assert clicks.retain(older_than=timedelta(hours=2)).start == 70
+    assert clicks.offset_at("2026-01-01T08:00Z") == 80
+    assert clicks.offset_at("2026-01-01T00:00Z") == 70, "what was dropped has no time any more"
 
 
 def test_a_size_keeps_the_newest_batches(clicks: eventlog.Stream) -> None:
@@ -97,18 +100,42 @@ def test_a_captured_stream_is_not_cut(shop: MadeSource) -> None:
 
 
 def test_without_a_limit_nothing_is_guessed(clicks: eventlog.Stream) -> None:
-    with pytest.raises(UsageError, match="nothing says what stream 'clicks' shall keep"):
+    with pytest.raises(UsageError, match="nothing says what stream 'clicks' shall keep") as caught:
         clicks.retain()
+    assert all(f"{name}=" in caught.value.hint for name in ("below", "older_than", "max_bytes"))
 
 
-@pytest.mark.parametrize("text", ["", "d", "3", "-3d", "3 days", "3D"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
+@pytest.mark.parametrize("below", [-1, 101, 10**9, "101"])
+def test_a_cut_outside_the_stream_is_refused(clicks: eventlog.Stream, below: int | str) -> None:
+    with pytest.raises(OffsetOutOfRange, match=r"outside \[0, 100\]") as caught:
+        clicks.retain(below=below)
+    assert "--below end" in caught.value.hint and clicks.start == 0
+
+
+def test_all_may_go_and_what_went_before_may_be_named_again(clicks: eventlog.Stream) -> None:
+    assert clicks.retain(below="end").start == 100
+    assert clicks.retain(below=0).offsets == 0
+    assert clicks.append("next") == 100
+
+
+def test_a_consumer_that_is_not_needed_is_moved_out_of_the_way(clicks: eventlog.Stream) -> None:
+    idle = clicks.consumer("idle")
+    assert clicks.retain(below=50).held_by == ("idle",)
+    idle.rewind(to="end")
+    assert idle.offset == 100
+    assert (clicks.retain(below=50).start, clicks.start) == (50, 50)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "d", "3", "-3d", "3 days", "3D", 3, None, b"3d", timedelta(days=-3)]
+)
+def test_what_is_no_duration_is_refused(text: Any) -> None:
     with pytest.raises(UsageError, match="is no duration"):
         duration_us(text)
 
 
 def test_durations_and_sizes_have_their_units() -> None:
-    assert [duration_us(t) for t in ("2w", "1.5h", "90s", "5ms")] == [
+    assert [duration_us(t) for t in ("2w", timedelta(hours=1.5), "90s", "5ms")] == [
         14 * 86_400_000_000,
         5_400_000_000,
         90_000_000,
@@ -225,9 +252,14 @@ def test_the_command_says_what_it_dropped_and_for_whom_it_kept(
     assert done.returncode == 0
     assert done.stdout.startswith("dropped 20 offsets, ")
     assert "it holds [20, 100)" in done.stdout and "kept for slow" in done.stdout
+    assert 'rewind(to="end")' in done.stdout
     forced = run_cli("retain", "clicks", "--below", "50", "--force", "--json", *where)
     assert json.loads(forced.stdout)["start"] == 50
-    assert_explained(run_cli("retain", "clicks", *where))
+    unnamed = run_cli("retain", "clicks", *where)
+    assert unnamed.returncode == 2 and "--max-bytes" in unnamed.stderr
+    none = run_cli("retain", "clicks", "--below", "55", "--force", *where)
+    assert "dropped 0 offsets" in none.stdout
+    assert "the batch at 50 reaches past 55, and whole batches go" in none.stdout
     assert_explained(run_cli("retain", "clicks", "--older-than", "soon", *where))
     assert_explained(run_cli("retain", "nothing", "--below", "1", *where))
 
@@ -252,6 +284,9 @@ def test_a_damaged_batch_is_named_and_read_past_on_request(tmp_path: Path, run_c
                 *range(40, 45),
             ]
         assert [(damage.start, damage.stop) for damage in found.damaged] == [(10, 20), (30, 40)]
+        with pytest.raises(UsageError, match="no way 'foo' with damage") as caught:
+            stream.read(damaged="foo")
+        assert caught.value.hint == "there are `raise` and `skip`"
         assert "checksum" in found.damaged[0].why and "no index entry" in found.damaged[1].why
         done = run_cli("read", "clicks", "--json", "--skip-damaged", "--log", str(log.path))
         assert done.returncode == 1 and len(done.stdout.splitlines()) == 30

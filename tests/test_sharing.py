@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import gc
 import inspect
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -19,11 +22,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import eventlog
+from eventlog.cli import cli
 from eventlog.engine import Append, Engine, Plan, Transactions, batch_of, check, locks, mounts
 from eventlog.engine.locks import OpenLock, holders
-from eventlog.errors import ForkedLog, LogInUse, LogUnreadable, NetworkFileSystemWarning
+from eventlog.errors import (
+    ForkedLog,
+    LogInUse,
+    LogUnreadable,
+    NetworkFileSystemWarning,
+    WriterActive,
+)
 from tests.fix_postgres import RunCli, assert_explained
 
 PRELUDE = """
@@ -210,6 +221,61 @@ def test_holders_are_found_by_inode_and_by_device_where_it_is_shown(
     inode: int, device: tuple[int, int], expected: dict[int, bool]
 ) -> None:
     assert holders(LISTED, inode=inode, device=os.makedev(*device)) == expected
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_lock_needs_no_room_on_the_disk(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    engine.create_stream("shop", "captured")
+    engine.close()
+
+    def full(descriptor: int, data: bytes, offset: int) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    OpenLock.alone(engine.path, doing="checking").release()
+    for command in (["check"], ["repair", "--dry-run"], ["compact"]):
+        done = CliRunner().invoke(cli, [*command, "--log", str(engine.path)])
+        assert done.exit_code == 0, done.output
+    with Engine.open(engine.path) as again:
+        writer = again.writer("shop")
+        with pytest.raises(WriterActive, match="process unknown"):
+            again.writer("shop")
+        writer.close()
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("name", ["open.lock", "lock.mdb"])
+def test_a_log_that_one_may_not_write_is_to_be_copied_and_read_there(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, code: int, name: str
+) -> None:
+    engine.close()
+    real = os.open
+
+    def refused(path: Any, flags: int, *more: Any, **names: Any) -> int:
+        if Path(path).name == name:
+            raise OSError(code, os.strerror(code))
+        return real(path, flags, *more, **names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refused)
+        with pytest.raises(LogUnreadable, match=name) as caught:
+            Engine.open(engine.path)
+    assert "copy the directory, and read the copy" in caught.value.hint
+
+
+@pytest.mark.parametrize("how", [pickle.dumps, copy.deepcopy], ids=["pickled", "copied"])
+def test_what_belongs_to_an_open_log_cannot_be_sent_to_another_process(
+    log: eventlog.Log, how: Callable[[Any], Any]
+) -> None:
+    clicks = log.stream("clicks", create=True)
+    clicks.append_many(range(3))
+    parts = [log, log.engine, clicks, clicks.consumer("c"), clicks.read(), clicks.follow(0)]
+    for part in [*parts, log.transaction(), log.snapshot("clicks"), next(clicks.read().batches())]:
+        with pytest.raises(TypeError, match="send its path, and open it there"):
+            how(part)
+    assert [event.value for event in pickle.loads(pickle.dumps(list(clicks.read())))] == [0, 1, 2]
 
 
 # One log, several ways to it

@@ -24,7 +24,7 @@ _DAYS = 59  # of January and February
     "--log",
     "log_dir",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     default=DEFAULT_LOG,
     show_default=True,
     help="Where the log is left; an old demo log is replaced, anything else refused.",

@@ -96,5 +96,5 @@ def utc(microseconds: int) -> datetime:
 def _no_time(at: object) -> UsageError:
     return UsageError(
         f"{at!r} is neither an offset nor a time",
-        hint="give an offset such as 4711, a time such as 2026-01-31T12:00Z, or 'end'",
+        hint="give an offset such as 4711, a time such as 2026-01-31T12:00Z, `begin` or `end`",
     )

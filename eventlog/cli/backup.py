@@ -23,6 +23,9 @@ def backup(directory: Path, log_dir: Path, as_json: bool) -> None:
     DIR is a log of its own, and appears only when it is whole. Opening it begins the log's next
     generation: event streams go on from there; a capture goes on only if nothing was captured
     since, and else says what to do.
+
+    A backup that is killed leaves a hidden `.NAME.partial` beside DIR, which the next backup to DIR
+    replaces.
     """
     with open_log(log_dir) as log, bar("backing up") as progress:
         done = log.backup(directory, progress=progress)

@@ -14,7 +14,7 @@ from eventlog.cli.records import headings, rows
 
 @click.command(epilog="Example: eventlog read shop --start 2026-01-31 --table public.orders")
 @click.argument("stream")
-@click.option("--start", metavar="A", help="First offset, or a time (ISO 8601; UTC).")
+@click.option("--start", metavar="A", help="`begin`, an offset or a time (ISO 8601; UTC).")
 @click.option("--stop", metavar="B", help="Offset or time to stop before; default: the end.")
 @click.option("--table", metavar="T", help="Only this table, or tables such as 'public.*'.")
 @click.option("--fill", is_flag=True, help="Take unchanged values from the row's history.")

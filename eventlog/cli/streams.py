@@ -25,14 +25,14 @@ def streams(ctx: click.Context, log_dir: Path, as_json: bool) -> None:
 
     What cannot be read of a stream is `?` (null with --json), and the command exits with 1.
     """
-    rows = []
+    rows: list[list[Any]] = []
     faults: list[EventLogError] = []
     with open_log(log_dir) as log:
         for name in log.engine.stream_names():
             held: dict[str, Any] = {"name": name}
             try:
-                row = log.engine.stream(name)
-                held |= {"kind": row.kind, "start": row.start, "end": row.end}
+                stream = log.engine.stream(name)
+                held |= {"kind": stream.kind, "start": stream.start, "end": stream.end}
                 held |= dataclasses.asdict(log.stream_info(name))
             except (DamagedLog, UnknownStream) as error:
                 faults.append(error)
@@ -48,8 +48,8 @@ def streams(ctx: click.Context, log_dir: Path, as_json: bool) -> None:
     else:
         Columns(*_FIELDS).write([["?" if cell is None else cell for cell in row] for row in rows])
     sys.stdout.flush()
-    for error in faults:
-        click.echo(f"Error: {one_line(str(error))}", err=True)
-        click.echo(f"Hint: {one_line(error.hint)}", err=True)
+    for fault in faults:
+        click.echo(f"Error: {one_line(str(fault))}", err=True)
+        click.echo(f"Hint: {one_line(fault.hint)}", err=True)
     if faults:
         ctx.exit(1)

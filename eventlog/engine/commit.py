@@ -216,7 +216,8 @@ def _advance(store: Store, txn: Txn, advance: Advance, now_us: int) -> None:
         raise OffsetOutOfRange(
             f"consumer {advance.consumer!r} cannot move to {advance.offset}, "
             f"outside [{lowest}, {end}]",
-            hint="a consumer moves forward, up to the stream's end; rewind it to go back",
+            hint="a consumer moves forward, up to the stream's end; rewind it to go back, "
+            "as far as `begin`",
         )
     moved = replace(
         row,
@@ -239,7 +240,7 @@ def create_consumer(
         if not stream.start <= offset <= end:
             raise OffsetOutOfRange(
                 f"consumer {name!r} cannot start at {offset}, outside [{stream.start}, {end}]",
-                hint="start it at an offset of the stream, or at its end",
+                hint="start it at an offset of the stream, at its `begin` or at its `end`",
             )
         row = ConsumerRow(offset=offset, epoch=1, filter="", updated_us=now_us)
         rows.write_consumer(store, txn, stream.id, name, row)

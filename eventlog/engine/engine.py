@@ -220,7 +220,7 @@ class Engine:
         if not low <= start <= end or not low <= stop <= end or start > stop:
             raise OffsetOutOfRange(
                 f"[{start}, {stop}) is not a range of stream {name!r}",
-                hint=f"its valid range is [{low}, {end}]",
+                hint=f"its valid range is [{low}, {end}], from `begin` to `end`",
             )
         return start, stop
 
