@@ -58,6 +58,7 @@ class Outbox:
         self._spools: dict[str, _Spool] = {}
         self._thread = _Thread()
         self._half = False
+        self._fault: EnvironmentFault | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -104,14 +105,17 @@ class Outbox:
             error.place = done + (error.place or 0)
             self._half = self._half or done > 0
             raise
-        except EnvironmentFault:
-            raise  # What could not be staged is raised again by whoever would commit it.
+        except EnvironmentFault as error:
+            self._fault = error
+            raise
         except BaseException:
             self._half = True
             raise
 
     def appends(self) -> list[Append]:
         """What a plan has to publish, by stream in the order of first use."""
+        if self._fault is not None:
+            raise self._fault  # It was caught, and what could not be staged is missing.
         if self._half:
             raise UsageError(
                 "an append of this transaction failed half way, so nothing is committed",
@@ -248,8 +252,8 @@ class _Spool:
                 hint="append those with ids first, or in a transaction of their own",
             )
         if ids is not None or self._ids:
-            self._ids += [None] * (self._count - len(self._ids))
-            self._ids += [None] * len(values) if ids is None else map(id_text, ids)
+            named = [None] * len(values) if ids is None else list(map(id_text, ids))
+            self._ids += [None] * (self._count - len(self._ids)) + named
         self._count += len(values)
         size = sum(map(len, records)) + 1
         self._chunk = max(1, min(CHUNK, CHUNK_BYTES * len(records) // size))

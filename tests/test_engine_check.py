@@ -20,6 +20,7 @@ from eventlog.engine import (
     Engine,
     IndexEntry,
     Plan,
+    SourceUpdate,
     Transactions,
     batch,
     batch_of,
@@ -30,6 +31,8 @@ from eventlog.engine import (
     rows,
 )
 from eventlog.engine.sealed import seal
+from eventlog.engine.upkeep import check_stream
+from eventlog.engine.upkeep.retain import retain
 from tests.golden import make
 
 pytestmark = pytest.mark.usefixtures("apart")
@@ -482,6 +485,64 @@ def test_a_violation_reads_as_a_line(sound: Engine) -> None:
     first, second = sorted(map(str, check(sound)))
     assert first == "meta: row b'log': the log has no identity"
     assert second.startswith("payload: stream 'shop', offsets [3, 4): payload 5 of stream 'shop'")
+
+
+@pytest.mark.parametrize("read_entries", [1, 3, 8, 11])
+def test_a_check_beside_a_captured_stream_that_merges_raises_no_alarm(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, read_entries: int
+) -> None:
+    engine.create_stream("shop", "captured")
+    shop = engine.writer("shop")
+    position = 0
+
+    def capture(transactions: int) -> None:
+        nonlocal position
+        for _ in range(transactions):
+            position += 10
+            words = Transactions.one(time_us=position, tx=position, position=position)
+            state = {"position": position}
+            source = SourceUpdate(stream="shop", writer_epoch=shop.epoch, state=state)
+            append = Append(stream="shop", batches=[batch_of(3, [b"row"], words)])
+            engine.commit(Plan(appends=[append], sources=[source]))
+
+    def entries() -> int:
+        return len(list(engine.scan("shop", *engine.bounds("shop"), lambda entry: False)))
+
+    capture(12)
+    assert entries() == 12
+    monkeypatch.setattr(check_stream, "READ_ENTRIES", read_entries)
+    merged = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal merged
+        if not merged:
+            capture(10)  # The walk has read some of what is now one entry.
+            merged = entries()
+
+    assert check(engine, progress=progress) == []
+    assert 0 < merged < 12 and check(engine) == []
+    shop.close()
+
+
+@pytest.mark.parametrize("when", [0, 1, 3])
+@pytest.mark.parametrize("below", [2, 5, 9, 10])
+def test_a_check_beside_retention_raises_no_alarm(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, when: int, below: int
+) -> None:
+    for name in ("first", "s"):
+        engine.create_stream(name, "events")
+    for name, count in (("first", 1), ("s", 10)):
+        for _ in range(count):
+            append = Append(stream=name, batches=list(batches_of(2, [b"x"], time_us=1)))
+            engine.commit(Plan(appends=[append]))
+    monkeypatch.setattr(check_stream, "READ_ENTRIES", 2)
+
+    def progress(done: int, total: int) -> None:
+        if done == 1 + when:  # Of the other stream, and of this one.
+            assert retain(engine.store, "s", below=below).start == below
+
+    assert check(engine, progress=progress) == []
+    assert engine.bounds("s") == (below, 10) and check(engine) == []
 
 
 WRITER = """

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eventlog
+from eventlog import outbox
 from eventlog.engine import ids as engine_ids
 from eventlog.errors import DamagedLog, UsageError
 from eventlog.outbox import IDS_BYTES_MAX
@@ -172,6 +173,118 @@ def test_too_much_for_one_append_with_ids_is_refused_whole(clicks: eventlog.Stre
     assert clicks.append_many(values[:5], ids=range(5)) == list(range(5))
 
 
+@pytest.mark.parametrize("known", [range(10), range(30), range(3, 17), range(0, 60, 2)])
+def test_ids_over_several_batches_keep_times_and_transactions(
+    log: eventlog.Log, clicks: eventlog.Stream, monkeypatch: pytest.MonkeyPatch, known: range
+) -> None:
+    # Of some 9 records each, so that known ones fill whole batches, and parts of others.
+    monkeypatch.setattr(outbox, "BATCH_BYTES", 1_000)
+    values = [f"{number}" + "." * 100 for number in range(60)]
+    moments: list[int] = []
+
+    def send(moment: int, numbers: range) -> None:
+        monkeypatch.setattr(outbox, "now_us", lambda: moment)
+        clicks.append_many([values[n] for n in numbers], ids=numbers)
+        moments.extend([moment] * (clicks.end - len(moments)))
+
+    send(1_000, known)
+    send(2_000, range(60))
+
+    def require_whole() -> None:
+        assert log.check() == []
+        found = [log.engine.transaction_time("clicks", at) for at in range(60)]
+        assert found == moments == [1_000] * len(known) + [2_000] * (60 - len(known))
+        begins = set()
+        for stretch in log.engine.scan("clicks", 0, 60, lambda entry: False):
+            entry, words = stretch.entry, stretch.entry.transactions
+            at = entry.slot_offsets()[words.first]
+            begins |= {entry.first_offset - words.back, *map(int, at[1:])}
+        assert {begin for begin in begins if begin < 60} == {0, len(known)}, "two transactions"
+        sent = sorted(range(60), key=lambda number: (number not in known, number))
+        assert [event.value for event in clicks.read(0, 60)] == [values[n] for n in sent]
+
+    require_whole()
+    before = log.stream_info("clicks")
+    monkeypatch.setattr(outbox, "BATCH_BYTES", 500_000)
+    for number in range(70):  # What stands at the end is merged with these.
+        clicks.append(number)
+    require_whole()
+    assert before.records == 60
+
+
+def test_a_retry_of_a_whole_call_over_several_batches_stores_no_record_again(
+    log: eventlog.Log, clicks: eventlog.Stream
+) -> None:
+    values = [f"{number}" + "." * 1_000 for number in range(1_200)]
+    first = clicks.append_many(values, ids=range(1_200))
+    stored = log.stream_info("clicks")
+    assert first == list(range(1_200)) and stored.bytes > 1_200_000
+    assert clicks.append_many(values, ids=range(1_200)) == first
+    assert log.stream_info("clicks") == stored, "not a batch more"
+    # One more comes alone: what its batch holds besides is not in the stream again.
+    assert clicks.append_many([*values, "new"], ids=range(1_201)) == [*first, 1_200]
+    assert log.stream_info("clicks").records == 1_201
+    assert [event.value for event in clicks.read()] == [*values, "new"]
+
+
+def test_events_with_ids_after_others_that_were_staged_are_refused_whole(
+    log: eventlog.Log, clicks: eventlog.Stream
+) -> None:
+    clicks.append("first", id="x")
+
+    def send() -> None:
+        with log.transaction() as tx:
+            tx.append("clicks", ["y" * 100_000] * 30)
+            tx.append("clicks", ["again", "new"], ids=["x", "z"])
+
+    with pytest.raises(UsageError, match="come after 1 MiB of others") as caught:
+        send()
+    assert "a transaction of their own" in caught.value.hint
+    assert clicks.end == 1 and log.engine.owners() == []
+    assert clicks.append("new", id="z") == 1, "its id is not known"
+
+
+def test_of_two_streams_in_a_transaction_one_may_have_ids_and_the_other_be_large(
+    log: eventlog.Log, clicks: eventlog.Stream
+) -> None:
+    other = log.stream("other", create=True)
+    values = [f"{number}" + "." * 1_000 for number in range(600)]
+    for _ in range(2):
+        with log.transaction() as tx:
+            tx.append("clicks", values, ids=range(600))
+            tx.append("other", ["y" * 10_000] * 300)
+    assert tx.offsets == {"clicks": list(range(600)), "other": range(300, 600)}
+    assert [event.value for event in clicks.read()] == values
+    assert (clicks.end, other.end, log.engine.owners()) == (600, 600, [])
+
+
+def test_an_id_with_lone_surrogates_is_refused(log: eventlog.Log, clicks: eventlog.Stream) -> None:
+    for append in (
+        lambda: clicks.append("a", id="\ud800"),
+        lambda: clicks.append_many(["a", "b"], ids=["x", "\udfff"]),
+    ):
+        with pytest.raises(TypeError, match="an id has lone surrogates") as caught:
+            append()
+        assert isinstance(caught.value, UsageError) and caught.value.hint
+    with pytest.raises(UsageError, match="lone surrogates"), log.transaction() as tx:
+        tx.append("clicks", "a", id="\ud800")
+    assert clicks.end == 0 and clicks.append("a", id="x") == 0
+
+
+def test_ids_that_were_refused_leave_no_trace_in_their_transaction(
+    log: eventlog.Log, clicks: eventlog.Stream
+) -> None:
+    assert clicks.append_many(["a", "b"], ids=["a", "b"]) == [0, 1]
+    with log.transaction() as tx:
+        with pytest.raises(TypeError):
+            tx.append("clicks", ["x", "y"], ids=["a", ""])
+        tx.append("clicks", "c", id="c")
+        tx.append("clicks", "again", id="b")
+        tx.append("clicks", "d")
+    assert tx.offsets == {"clicks": [2, 1, 3]}
+    assert [event.value for event in clicks.read()] == ["a", "b", "c", "d"]
+
+
 def test_damaged_and_vanished_ids_are_found_by_check(tmp_path: Path) -> None:
     with eventlog.open(tmp_path / "log", create=True) as log:
         clicks = log.stream("clicks", create=True)
@@ -183,7 +296,9 @@ def test_damaged_and_vanished_ids_are_found_by_check(tmp_path: Path) -> None:
             value = txn.get(keys[1], db=store.ids)
             txn.put(keys[1], value[:-1] + bytes([value[-1] ^ 1]), db=store.ids)
             txn.delete(keys[5], db=store.ids)
-        assert {violation.invariant for violation in log.check()} == {"ids"}
+        found = log.check()
+        assert {violation.invariant for violation in found} == {"ids"}
+        assert all("b'" not in str(violation) for violation in found)
 
 
 def test_an_id_that_vanished_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
@@ -198,6 +313,42 @@ def test_an_id_that_vanished_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
             clicks.append("again", id=7)
         assert clicks.append("another", id=6) == 6
         assert clicks.end == 40
+
+
+def test_ids_whose_places_vanished_stay_known_and_no_place_is_given_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with eventlog.open(tmp_path / "log", create=True) as log:
+        clicks = log.stream("clicks", create=True)
+        for number in range(5):
+            clicks.append(number, id=number)
+        store = log.engine.store
+
+        def places() -> list[int]:
+            with store.read() as txn:
+                keys = [key for key, _ in txn.cursor(db=store.ids)]
+            stored = [engine_ids._PLACE.unpack(key) for key in keys if len(key) == 13]
+            return [sequence for _, kind, sequence in stored if kind]
+
+        assert places() == [0, 1, 2, 3, 4]
+        with store.write() as txn:
+            for sequence in range(5):
+                assert txn.delete(engine_ids._PLACE.pack(1, 1, sequence), db=store.ids)
+        assert {(found.invariant, found.what) for found in log.check()} == {
+            ("ids", f"place {sequence} does not name it") for sequence in range(5)
+        }
+        assert [clicks.append("again", id=number) for number in range(5)] == [0, 1, 2, 3, 4]
+        assert clicks.append("new", id="new") == 5
+        assert places() == [5], "not the place of another"
+        assert clicks.append("again", id="new") == 5
+        # Amid others one is missed as soon as its turn to be forgotten comes.
+        clicks.append_many(["a", "b", "c"], ids=["a", "b", "c"])
+        with store.write() as txn:
+            assert txn.delete(engine_ids._PLACE.pack(1, 1, 6), db=store.ids)
+        monkeypatch.setattr(engine_ids, "IDS_KEPT", 3)
+        with pytest.raises(DamagedLog, match="damaged") as caught:
+            clicks.append("d", id="d")
+        assert "repair" in caught.value.hint and clicks.end == 9, "and nothing was stored"
 
 
 def test_the_same_lines_sent_again_are_left_out(log: eventlog.Log, run_cli: RunCli) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,9 +18,11 @@ from hypothesis import strategies as st
 
 import eventlog
 from eventlog.codecs.events import CODEC, DEPTH_MAX
+from eventlog.engine import Append, Batch, Engine, Owner, Plan, Transactions, batch_of, writer
 from eventlog.errors import (
     ClosedLog,
     DamagedLog,
+    DiskFull,
     NotALog,
     StreamExists,
     UnknownStream,
@@ -83,6 +88,14 @@ class Colour(enum.Enum):
         ({"s": "\ud800"}, "value['s'] is text with lone surrogates"),
         ({"\ud800": 1}, "value is text with lone surrogates"),
         (bytearray(b"x"), "value is a bytearray"),
+        (
+            {"t": dt.datetime(1, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=1)))},
+            "value['t'] is outside the years 1 to 9999 in UTC",
+        ),
+        (
+            dt.datetime(9999, 12, 31, 23, 59, tzinfo=dt.timezone(dt.timedelta(hours=-1))),
+            "value is outside the years 1 to 9999 in UTC",
+        ),
     ],
 )
 def test_what_an_event_cannot_hold_is_a_type_error_that_names_the_path(
@@ -92,7 +105,53 @@ def test_what_an_event_cannot_hold_is_a_type_error_that_names_the_path(
     with pytest.raises(TypeError) as caught:
         stream.append(value)
     assert where in str(caught.value) and caught.value.hint  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="value"):
+        stream.append_many([1, value])
     assert stream.end == 0
+
+
+def test_the_first_and_the_last_moment_that_an_event_can_hold_come_back(log: eventlog.Log) -> None:
+    stream = log.stream("clicks", create=True)
+    ends = [moment.replace(tzinfo=dt.UTC) for moment in (dt.datetime.min, dt.datetime.max)]
+    stream.append_many(ends)
+    assert [event.value for event in stream.read()] == ends
+
+
+POISON = {
+    "no msgpack": b"\xc1",
+    "one value too few": msgpack.packb(("key",)),
+    "one byte too many": CODEC.encoder().one(None, 1) + b"\0",
+    "no text": b"\x92\xc0\xa1\xff",
+    "a moment after the year 9999": msgpack.packb((None, msgpack.Timestamp(1 << 40, 0))),
+    "a moment before the year 1": msgpack.packb((None, msgpack.Timestamp(-(1 << 40), 0))),
+    "deeper than any value": b"\x92\xc0" + b"\x91" * 5_000 + b"\xc0",
+}
+
+
+@pytest.mark.parametrize("poison", POISON.values(), ids=POISON)
+def test_a_stored_record_that_is_no_event_is_named_by_its_offset_and_may_be_skipped(
+    log: eventlog.Log, poison: bytes
+) -> None:
+    stream = log.stream("clicks", create=True)
+    stream.append("before")
+    records = [CODEC.encoder().one("k", 1), poison, CODEC.encoder().one("k", 3)]
+    batch = batch_of(CODEC.id, records, Transactions.one(time_us=0))
+    log.engine.commit(Plan(appends=[Append(stream="clicks", batches=[batch])]))
+    stream.append("after")
+    for read in (lambda: list(stream.read()), lambda: list(stream.read().as_json())):
+        with pytest.raises(DamagedLog, match="record at offset 2 of stream 'clicks'") as caught:
+            read()
+        assert "damaged='skip'" in caught.value.hint
+    found = stream.read(damaged="skip")
+    assert [(event.offset, event.value) for event in found] == [
+        (0, "before"),
+        (1, 1),
+        (3, 3),
+        (4, "after"),
+    ]
+    assert [(damage.start, damage.stop) for damage in found.damaged] == [(2, 3)]
+    assert "is no event" in found.damaged[0].why
+    assert [event.value for event in stream.read(3)] == [3, "after"], "the rest can be read"
 
 
 def test_floats_of_numpy_are_floats(log: eventlog.Log) -> None:
@@ -232,6 +291,169 @@ def test_a_generator_that_raises_leaves_nothing(log: eventlog.Log) -> None:
         stream.append_many(values())
     assert [event.value for event in stream.read()] == ["before"]
     assert log.engine.owners() == []
+
+
+def test_many_large_values_are_appended_in_bounded_memory(
+    log: eventlog.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else the size of a commit would depend on how fast the disk is.
+    monkeypatch.setattr(writer, "COMMIT_BYTES_MAX", writer.COMMIT_BYTES)
+    stream = log.stream("clicks", create=True)
+    size, count = 300_000, 300
+    stream.append_many(b"%d" % n + bytes(size) for n in range(20))
+    tracemalloc.start()
+    try:
+        offsets = stream.append_many(b"%d" % n + bytes(size) for n in range(count))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert offsets == range(20, 20 + count)
+    assert peak < size * count / 4, f"{peak:,} bytes of {size * count:,}"
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Make the commit of staged batches fail, where it is number `at`; each is of a mebibyte."""
+    monkeypatch.setattr(writer, "COMMIT_BYTES_MAX", writer.COMMIT_BYTES)
+    real, commits = Owner.stage, 0
+
+    def stage(owner: Owner, batches: Sequence[Batch]) -> None:
+        nonlocal commits
+        commits += 1
+        if commits == at:
+            raise DiskFull("the disk is full", hint="free some space")
+        real(owner, batches)
+
+    monkeypatch.setattr(Owner, "stage", stage)
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_what_could_not_be_staged_is_not_committed_by_a_caller_who_caught_the_error(
+    log: eventlog.Log, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    stream = log.stream("clicks", create=True)
+    stream.append("before")
+    fail_once(monkeypatch, at)
+    caught = 0
+
+    def send() -> None:
+        nonlocal caught
+        with log.transaction() as tx:
+            for number in range(20):
+                try:
+                    tx.append("clicks", [f"{number}" + "." * 10_000] * 100)
+                except DiskFull:
+                    caught += 1
+
+    with pytest.raises(DiskFull):
+        send()
+    assert caught, "it is told inside the block, too"
+    assert stream.end == 1 and log.engine.owners() == []
+    monkeypatch.undo()
+    with log.transaction() as tx:
+        tx.append("clicks", ["." * 10_000] * 300)
+    assert tx.offsets == {"clicks": range(1, 301)}
+
+
+def test_a_writer_that_could_not_be_registered_for_staging_is_no_hole_in_the_commit(
+    log: eventlog.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = log.stream("clicks", create=True)
+    real, asked = Engine.appender, 0
+
+    def appender(engine: Engine, name: str) -> Owner:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise DiskFull("the disk is full", hint="free some space")
+        return real(engine, name)
+
+    monkeypatch.setattr(Engine, "appender", appender)
+
+    def send() -> None:
+        with log.transaction() as tx:
+            for number in range(4):
+                with suppress(DiskFull):
+                    tx.append("clicks", [f"{number}" + "." * 50_000] * 30)
+
+    with pytest.raises(DiskFull):
+        send()
+    assert asked and stream.end == 0 and log.engine.owners() == []
+
+
+def test_what_failed_to_be_staged_last_is_not_committed_either(
+    log: eventlog.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = log.stream("clicks", create=True)
+    fail_once(monkeypatch, 1)
+    with pytest.raises(DiskFull), log.transaction() as tx:
+        tx.append("clicks", ["." * 10_000] * 150)
+    fail_once(monkeypatch, 1)
+    with pytest.raises(DiskFull):
+        stream.append_many("." * 10_000 for _ in range(150))
+    assert stream.end == 0 and log.engine.owners() == []
+
+
+Tx = eventlog.Transaction
+
+
+def bad_value(tx: Tx) -> None:
+    tx.append("clicks", [*range(1_500), object()])
+
+
+def bad_key(tx: Tx) -> None:
+    tx.append("clicks", list(range(1_500)), keys=[*range(1_499), 1.5])  # type: ignore[list-item]
+
+
+def bad_id(tx: Tx) -> None:
+    tx.append("clicks", list(range(1_500)), ids=[*range(1_499), ""])
+
+
+def no_value_without_a_key(tx: Tx) -> None:
+    tx.append("clicks", [*range(1_500), None])
+
+
+def too_few_keys(tx: Tx) -> None:
+    tx.append("clicks", list(range(1_500)), keys=range(1_499))
+
+
+def too_many_ids(tx: Tx) -> None:
+    tx.append("clicks", list(range(1_500)), ids=range(1_501))
+
+
+HALVES = [bad_value, bad_key, bad_id, no_value_without_a_key, too_few_keys, too_many_ids]
+
+
+@pytest.mark.parametrize("append", HALVES)
+def test_half_an_append_that_was_caught_is_not_committed(
+    log: eventlog.Log, append: Callable[[Tx], None]
+) -> None:
+    stream = log.stream("clicks", create=True)
+    other = log.stream("other", create=True)
+
+    def send() -> None:
+        with log.transaction() as tx:
+            tx.append("other", "whole")
+            with pytest.raises(UsageError):
+                append(tx)
+            with pytest.raises(TypeError):
+                tx.append("clicks", object())
+            tx.append("clicks", "another")
+
+    with pytest.raises(UsageError, match="failed half way, so nothing is committed") as caught:
+        send()
+    assert caught.value.hint and (stream.end, other.end) == (0, 0)
+
+
+def test_an_append_that_was_refused_whole_leaves_its_transaction_as_it_was(
+    log: eventlog.Log,
+) -> None:
+    stream = log.stream("clicks", create=True)
+    with log.transaction() as tx:
+        tx.append("clicks", "one")
+        with pytest.raises(TypeError):
+            tx.append("clicks", ["two", object()])
+        tx.append("clicks", "three")
+    assert [event.value for event in stream.read()] == ["one", "three"]
 
 
 def test_a_transaction_appends_to_several_streams_or_to_none(log: eventlog.Log) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,13 @@ from eventlog.engine import (
     batch_of,
     batch_of_one,
     check,
+    index,
     scan,
 )
 from eventlog.engine.batch import BATCH_BYTES
-from eventlog.engine.merge import COUNT_MAX, FAN_IN
+from eventlog.engine.merge import COUNT_MAX, FAN_IN, Tail
+from eventlog.engine.store import Store
+from eventlog.errors import DiskFull
 
 Found = tuple[int, bytes, int, int, int, int]
 """Offset, record, time, transaction, position, and where the transaction starts."""
@@ -197,6 +201,103 @@ def test_damage_in_the_tail_fails_no_append(fragile: Engine, harm: str) -> None:
         kept += stretch.payload.records(stretch.readable_slots()[0])
     assert lost == [(0, 1)]
     assert kept == [b"%d" % number for number in range(1, 60)]
+
+
+ENTRY_BYTES_MAX = 2_020
+"""With its key: what LMDB keeps in a leaf."""
+
+
+@pytest.mark.parametrize("size", [0, 7, 40])
+def test_no_merged_entry_outgrows_a_leaf_by_the_body_inside_it(engine: Engine, size: int) -> None:
+    """Transactions in no order take 28 bytes each, whatever the packing."""
+    engine.create_stream("s", "events")
+    chance = random.Random(1)
+    for _ in range(FAN_IN * 7):
+        time, tx, position = (chance.getrandbits(bits) for bits in (60, 64, 64))
+        words = Transactions.one(time_us=time, tx=tx, position=position)
+        append(engine, batch_of(2, [bytes(size)], words))
+    with engine.store.read() as txn:
+        stored = [
+            (len(key) + len(value), index.unpack(index.split_key(key)[1], value, under=key))
+            for key, value in txn.cursor(db=engine.store.index)
+        ]
+    inside = [length for length, entry in stored if entry.body is not None]
+    assert max(inside, default=0) <= ENTRY_BYTES_MAX
+    apart = [entry for _, entry in stored if entry.body is None]
+    assert any(len(entry.transactions) >= FAN_IN for entry in apart), "some have no room inside"
+    assert [record for _, record, *_ in found(engine)] == [bytes(size)] * FAN_IN * 7
+
+
+@given(
+    sizes=st.lists(st.integers(0, 300), min_size=1, max_size=60),
+    relations=st.integers(0, 150),
+    transactions=st.integers(1, 60),
+)
+def test_an_entry_that_may_hold_its_body_fits_a_leaf(
+    sizes: list[int], relations: int, transactions: int
+) -> None:
+    count = min(transactions, len(sizes))
+    words = np.frombuffer(random.Random(7).randbytes(24 * count), np.uint64).reshape(3, count)
+    made = Transactions(
+        first=np.arange(count, dtype=np.uint32),
+        time=(words[0] >> np.uint64(2)).astype(np.int64),
+        tx=words[1],
+        position=words[2],
+    )
+    schemas = tuple((number, number) for number in range(relations))
+    batch = batch_of(2, [bytes(size) for size in sizes], made, relations=schemas)
+    batch = replace(batch, states=np.ones(len(sizes), np.uint8))
+    if batch.fits_entry:
+        key = index.key(1, 0)
+        assert len(key) + len(index.pack(batch.entry(0), under=key)) <= ENTRY_BYTES_MAX
+
+
+@pytest.mark.parametrize("times", [1, 1_000])
+def test_a_disk_too_full_to_merge_still_takes_the_record(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    engine.create_stream("s", "events")
+    real, failed = Tail._replace, 0
+
+    def full(tail: Tail, group: Any) -> IndexEntry:
+        nonlocal failed
+        if failed < times:
+            failed += 1
+            raise DiskFull("the disk is full", hint="free some space")
+        return real(tail, group)
+
+    monkeypatch.setattr(Tail, "_replace", full)
+    for number in range(3 * FAN_IN):
+        assert append(engine, batch_of_one(2, b"%d" % number, time_us=number)) == range(
+            number, number + 1
+        )
+    assert failed == min(times, 3)
+    assert len(entries(engine)) > 2 * FAN_IN if times > 1 else len(entries(engine)) <= 2 * FAN_IN
+    monkeypatch.undo()
+    for number in range(3 * FAN_IN, 6 * FAN_IN):
+        append(engine, batch_of_one(2, b"%d" % number, time_us=number))
+    assert len(entries(engine)) <= 5 * FAN_IN, "what comes later is merged again"
+    assert found(engine) == [(n, b"%d" % n, n, 0, 0, n) for n in range(6 * FAN_IN)]
+    assert check(engine) == []
+
+
+def test_a_disk_too_full_to_merge_and_to_append_is_told_once(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.create_stream("s", "events")
+    append(engine, batch_of_one(2, b"0", time_us=0))
+    tried: list[Store] = []
+
+    def full(store: Store) -> Any:
+        tried.append(store)
+        raise DiskFull("the disk is full", hint="free some space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", full)
+        with pytest.raises(DiskFull):
+            append(engine, batch_of_one(2, b"1", time_us=1))
+    assert len(tried) == 2, "once with merging, once without"
+    assert append(engine, batch_of_one(2, b"1", time_us=1)) == range(1, 2)
 
 
 def test_a_reader_in_the_middle_of_what_is_merged_sees_each_record_once(

@@ -15,8 +15,10 @@ import struct
 import threading
 import time
 from contextlib import AbstractContextManager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import lmdb
 from lmdb.verify import VerifyError, verify
@@ -57,6 +59,8 @@ that no version writes."""
 _CLOSE_WAIT_S = 30.0
 """For other threads' transactions. What hangs then keeps the environment until the process ends."""
 
+_NUMBERS = count()
+
 Txn = Any
 """An lmdb transaction. Its cursors and values must not be used after it ends."""
 
@@ -95,7 +99,8 @@ class Store:
         self._directory = directory
         self._lock = lock
         self._pid = os.getpid()
-        self.under_way: set[_Transaction] = set()
+        # Weakly: a read that an interrupt cut off before its exit ends with its traceback.
+        self.under_way: dict[int, ref[_Transaction]] = {}
         self._env = _open(directory, create=create and not holds_data(directory / "data.mdb"))
         try:
             _reach_last_page(self._env, directory / "data.mdb")
@@ -139,6 +144,7 @@ class Store:
         deadline = time.monotonic() + _CLOSE_WAIT_S
         while self.under_way and time.monotonic() < deadline:
             time.sleep(0.0005)
+            self.end_left(reads=True)
         if env is not None and not self.under_way:
             env.close()
         if self._lock is not None:
@@ -209,7 +215,8 @@ class Store:
             if time.monotonic() - self._cleared_s >= _CLEAR_EVERY_S:
                 self.clear_stale_readers()
         if under_way is not None:
-            self.under_way.add(under_way)  # Before the look at whether the log is closed.
+            # Before the look at whether the log is closed.
+            self.under_way[under_way.number] = ref(under_way)
         env = self._environment()
         try:
             return env.begin(write=write)
@@ -224,8 +231,11 @@ class Store:
         stay open, and the write lock held, as long as somebody (a notebook, say) keeps the
         traceback.
         """
-        for transaction in list(self.under_way):
-            if (reads or transaction.write) and transaction.thread == threading.get_ident():
+        for number, known in list(self.under_way.items()):
+            transaction = known()
+            if transaction is None:
+                self.under_way.pop(number, None)
+            elif (reads or transaction.write) and transaction.thread == threading.get_ident():
                 transaction.end()
 
     def translated(self, error: Any) -> EventLogError:
@@ -233,14 +243,15 @@ class Store:
         return _translate(error, self._directory)
 
 
-class _Transaction(AbstractContextManager[Txn]):
+class _Transaction:
     """A transaction for a `with` block. Written out, as a generator would take twice as long."""
 
-    __slots__ = ("_store", "_txn", "thread", "write")
+    __slots__ = ("__weakref__", "_store", "_txn", "number", "thread", "write")
 
     def __init__(self, store: Store, *, write: bool) -> None:
         self._store = store
         self._txn: Txn = None
+        self.number = next(_NUMBERS)
         self.thread = threading.get_ident()
         self.write = write
 
@@ -276,7 +287,7 @@ class _Transaction(AbstractContextManager[Txn]):
         if self._txn is not None:
             self._txn.abort()
             self._txn = None
-        self._store.under_way.discard(self)
+        self._store.under_way.pop(self.number, None)
 
 
 def holds_data(data: Path) -> bool:
