@@ -142,7 +142,7 @@ def _append(
         stream,
         end=placed,
         time_running_max=time_max,
-        tail=() if tail is None else tail.stored(),
+        tail=[] if tail is None else tail.stored(),
         ids=stream.ids if known is None else known.store(store, txn, added),
     )
     return added if known is None else known.offsets(added), len(added)
