@@ -325,3 +325,28 @@ def test_waiting_ends_with_the_next_commit_or_in_time(clicks: Engine) -> None:
     assert clicks.wait(seen, timeout_s=0.01) == seen
     append(clicks, "clicks", b"x")
     assert clicks.wait(seen, timeout_s=60) == seen + 1
+
+
+def test_a_tree_that_hands_out_other_entries_ends_a_search_and_a_walk(
+    clicks: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged page may lead anywhere: neither may go round for ever."""
+    real = scan.entry_before
+
+    def elsewhere(store: Any, txn: Any, stream_id: int, offset: int) -> Any:
+        return real(store, txn, stream_id, 9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scan, "entry_before", elsewhere)
+        with pytest.raises(DamagedLog, match="no index entry of stream 'clicks' covers"):
+            clicks.offset_at("clicks", 0)
+    walk = scan._walk
+
+    def disordered(*arguments: Any) -> Any:
+        found = list(walk(*arguments))
+        return iter([*found, *found])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scan, "_walk", disordered)
+        patch.setattr(scan, "READ_ENTRIES", 4)
+        assert read(clicks, "clicks", 0, 10) == [b"%d" % offset for offset in range(10)]

@@ -61,7 +61,8 @@ def entry_before(store: Store, txn: Txn, stream_id: int, offset: int) -> IndexEn
 def entry_at(store: Store, txn: Txn, stream: StreamRow, offset: int) -> IndexEntry:
     """The entry that holds an offset of `[start, end)`; raises DamagedLog where none does."""
     entry = entry_before(store, txn, stream.id, offset)
-    if entry is None or entry.stop <= offset:
+    # A damaged tree may hand out any entry, and who bisects must come nearer with each.
+    if entry is None or not entry.first_offset <= offset < entry.stop:
         raise _gap(stream.name, offset, offset + 1)
     return entry
 
@@ -122,6 +123,8 @@ def scan(
             if isinstance(found, DamagedLog):
                 broken = broken or found
                 continue
+            if found.stop <= at:
+                continue  # Out of order, in a damaged tree: the way goes on, and never back.
             if first > at:
                 _tell(damaged, at, first, broken or _gap(stream.name, at, first))
             broken = None
