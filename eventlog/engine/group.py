@@ -2,15 +2,17 @@
 
 ::
 
-    thread A   commit ─▶ leader: apply A ─────── two flushes ──────▶ done
-    thread B      commit ─▶ waits ················ leader: apply B, C, D ── two flushes ─▶ done
-    thread C         commit ─▶ waits ·························································▶ done
+    thread A   leads: applies A ─── two flushes ──▶ done, wakes B to lead
+    thread B      waits ··························· leads: applies B, C, D ─ two flushes ─▶ done
+    thread C         waits ······························································▶ woken
 
-Who comes while a commit is under way waits for its end; the first to wake commits for all that wait
-then. Nobody waits for more to come, so a single thread is as fast as without.
+Who comes while a commit is under way waits; its leader then wakes the first who waits, and that one
+commits for all that wait by then. Nobody waits for more to come, so a single thread is as fast as
+without. Each waits for a wake-up of its own: who is done need not queue to learn it.
 
 A plan that is refused (a stale consumer, say) must not fail its neighbours: the transaction is then
-given up and each plan commits alone.
+given up and each plan commits alone. The main thread always commits alone: it is the one that
+signals interrupt, and it may then not know the outcome.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from eventlog.engine import commit
 from eventlog.engine.plan import Committed, Plan
@@ -34,12 +35,18 @@ PAUSE_S = 0.0002
 """After a large commit, so that small ones of other processes get the write lock: it is unfair."""
 
 
-@dataclass(slots=True)
 class _Request:
-    plan: Plan
-    bytes: int
-    committed: Committed | None = None
-    error: BaseException | None = None
+    """A plan on its way. `wake` is held until it is done, or its thread shall lead."""
+
+    __slots__ = ("bytes", "committed", "error", "plan", "wake")
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.bytes = sum(append.bytes for append in plan.appends)
+        self.committed: Committed | None = None
+        self.error: BaseException | None = None
+        self.wake = threading.Lock()
+        self.wake.acquire()
 
     @property
     def done(self) -> bool:
@@ -52,30 +59,52 @@ class GroupCommitter:
     def __init__(self, store: Store, clock_us: Callable[[], int]) -> None:
         self._store = store
         self._clock_us = clock_us
+        self._queue = threading.Lock()
         self._waiting: deque[_Request] = deque()
-        self._leading = threading.Lock()
+        self._led = False
 
     def commit(self, plan: Plan) -> Committed:
         """Apply a plan, durably and whole, or raise with nothing done.
 
         Only an interrupt (KeyboardInterrupt) leaves the outcome unknown.
         """
-        request = _Request(plan, sum(append.bytes for append in plan.appends))
+        request = _Request(plan)
         if threading.current_thread() is threading.main_thread():
-            # Signals interrupt this thread: it may not know the outcome of its own plan, so alone.
-            with self._leading:
-                self._run([request])
+            self._run([request])
         else:
-            self._waiting.append(request)
-            with self._leading:
-                while not request.done:
-                    self._run(self._take())
+            self._gather(request)
         if request.bytes >= LARGE_BYTES:
             time.sleep(PAUSE_S)
         if request.error is not None:
             raise request.error
         assert request.committed is not None
         return request.committed
+
+    def _gather(self, request: _Request) -> None:
+        """Have a plan committed, by this thread or by the one that leads."""
+        with self._queue:
+            self._waiting.append(request)
+            leads, self._led = not self._led, True
+        if not leads:
+            request.wake.acquire()
+            leads = not request.done
+        if leads:
+            try:
+                group = self._take()
+                self._run(group)
+            finally:
+                self._hand_over()
+            for other in group:
+                if other is not request:
+                    other.wake.release()
+
+    def _hand_over(self) -> None:
+        """Wake the first who waits, to lead; or nobody leads."""
+        with self._queue:
+            following = self._waiting[0] if self._waiting else None
+            self._led = following is not None
+        if following is not None:
+            following.wake.release()
 
     def _run(self, group: list[_Request], *, merge: bool = True) -> None:
         store = self._store
@@ -103,9 +132,11 @@ class GroupCommitter:
                 request.committed = committed
 
     def _take(self) -> list[_Request]:
-        group = [self._waiting.popleft()]
-        size = group[0].bytes
-        while self._waiting and size + self._waiting[0].bytes <= GROUP_BYTES_MAX:
-            group.append(self._waiting.popleft())
-            size += group[-1].bytes
-        return group
+        """The plans to commit at once, this thread's the first: it came first, or was woken so."""
+        with self._queue:
+            group = [self._waiting.popleft()]
+            size = group[0].bytes
+            while self._waiting and size + self._waiting[0].bytes <= GROUP_BYTES_MAX:
+                group.append(self._waiting.popleft())
+                size += group[-1].bytes
+            return group
