@@ -22,9 +22,11 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from eventlog.codecs.events import CODEC, UnsuitableValue, key_text
-from eventlog.engine import Append, Batch, Engine, Owner, Transactions, batch_of, now_us
+from eventlog.engine import Append, Batch, Engine, Owner, Transactions, now_us
 from eventlog.engine.batch import BATCH_BYTES
 from eventlog.engine.failpoint import reach
+from eventlog.engine.index import I64
+from eventlog.engine.payload import encode
 from eventlog.engine.writer import COMMIT_BYTES
 from eventlog.errors import EnvironmentFault, UsageError
 
@@ -228,6 +230,7 @@ class _Spool:
         self._staging: Future[None] | None = None
         self._batches: list[Batch] = []
         self._records: list[bytes] = []
+        self._lengths: list[I64] = []
         self._ids: list[str | None] = []
         self._count = 0
         self._size = 0
@@ -255,9 +258,10 @@ class _Spool:
             named = [None] * len(values) if ids is None else list(map(id_text, ids))
             self._ids += [None] * (self._count - len(self._ids)) + named
         self._count += len(values)
-        size = sum(map(len, records)) + 1
+        lengths = np.fromiter(map(len, records), np.int64, len(records))
+        size = int(lengths.sum()) + 1
         self._chunk = max(1, min(CHUNK, CHUNK_BYTES * len(records) // size))
-        self._take(records)
+        self._take(records, lengths)
 
     def append(self) -> Append:
         self._close_batch()
@@ -303,29 +307,32 @@ class _Spool:
             self._staging.result()  # What failed stays, and is raised again: nothing is published.
             self._staging = None
 
-    def _take(self, records: list[bytes]) -> None:
+    def _take(self, records: list[bytes], lengths: I64) -> None:
         """Gather records into batches, each closed before it passes BATCH_BYTES."""
-        costs = sum(map(len, records)) + BOUNDARY_BYTES * len(records)
+        costs = int(lengths.sum()) + BOUNDARY_BYTES * len(records)
         while self._size + costs > BATCH_BYTES:
-            lengths = np.fromiter(map(len, records), np.int64, len(records))
             until = self._size + np.cumsum(lengths + BOUNDARY_BYTES)
             fitting = int(np.searchsorted(until, BATCH_BYTES, side="right"))
             if not fitting and not self._records:
                 fitting = 1  # A record that is larger than a batch goes alone.
             self._records += records[:fitting]
-            records = records[fitting:]
+            self._lengths.append(lengths[:fitting])
+            records, lengths = records[fitting:], lengths[fitting:]
             self._close_batch()
-            costs = sum(map(len, records)) + BOUNDARY_BYTES * len(records)
+            costs = int(lengths.sum()) + BOUNDARY_BYTES * len(records)
             if not records:
                 return
         self._records += records
+        self._lengths.append(lengths)
         self._size += costs
 
     def _close_batch(self) -> None:
         if not self._records:
             return
         transaction = Transactions.one(time_us=self._time_us, back=self._back)
-        batch = batch_of(CODEC.id, self._records, transaction)
+        ends = np.cumsum(np.concatenate(self._lengths)).astype(np.uint32)
+        body = encode(CODEC.id, ends, b"".join(self._records))
+        batch = Batch(body=body, transactions=transaction)
         most = COMMIT_BYTES if self._owner is None else self._owner.commit_bytes
         most = IDS_BYTES_MAX if self._ids else most
         if self.bytes + len(batch.body.data) > most:
@@ -333,7 +340,7 @@ class _Spool:
         self._batches.append(batch)
         self.bytes += len(batch.body.data)
         self._back += len(self._records)
-        self._records, self._size = [], 0
+        self._records, self._lengths, self._size = [], [], 0
 
 
 def _texts(keys: Sequence[Key]) -> list[str | None]:
