@@ -12,6 +12,7 @@ log write is counted in pages of its file.
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -123,6 +124,9 @@ def _measure(
 ) -> dict[str, list[Sample]]:
     """Samples by contender; learns versions, and why a contender was skipped."""
     load = load_of(case)
+    # The load is not what is measured: the collector would walk its mappings for whoever allocates.
+    gc.collect()
+    gc.freeze()
 
     def note(text: str) -> None:
         options.note(f"append, {case.name}: {text}")
