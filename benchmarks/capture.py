@@ -29,7 +29,7 @@ from typing import Any
 import psycopg
 
 from benchmarks.child import ChildFailed, Usage, run_child
-from benchmarks.measure import Figure, Ratio, Result, Sample, in_turn, ratio_samples
+from benchmarks.measure import Ratio, Result, Sample, figures_of, in_turn, ratio_samples
 from benchmarks.options import Options
 from cdc.postgres.server import EmbeddedServer, wheel_bindir
 
@@ -119,18 +119,7 @@ def run(options: Options) -> Result:
         )
         version = backlog.server.version
     case = f"{rows:,} rows, {options.transaction_rows:,} a transaction"
-    figures = tuple(
-        Figure(
-            case=case,
-            contender=name,
-            role=ROLES[name],
-            quantity=quantity,
-            unit=unit,
-            samples=tuple(sample[quantity] for sample in samples),
-        )
-        for quantity, unit in UNITS.items()
-        for name, samples in taken.items()
-    )
+    figures = tuple(figures_of(taken, case, roles=ROLES, units=UNITS))
     targets: dict[str, dict[str, float]] = {RATE: {"at_least": 0.95}, CPU: {"at_most": 0.8}}
     ratios = tuple(
         Ratio(

@@ -22,7 +22,7 @@ import eventlog
 from benchmarks.bulk_process import CALL_EVENTS
 from benchmarks.child import ChildFailed
 from benchmarks.machine import flush_ms
-from benchmarks.measure import Figure, Ratio, Result, Sample, in_turn, ratio_samples
+from benchmarks.measure import Ratio, Result, Sample, figures_of, in_turn, ratio_samples
 from benchmarks.options import Options
 
 QUESTION = "how long does a small writer wait for a commit beside two bulk writers?"
@@ -63,19 +63,7 @@ def run(options: Options) -> Result:
         note=note,
     )
     case = f"a commit every {PACE_S * 1000:g} ms"
-    figures = [
-        Figure(
-            case=case,
-            contender=name,
-            role=ROLES[name],
-            quantity=quantity,
-            unit=unit,
-            samples=tuple(sample[quantity] for sample in samples),
-        )
-        for quantity, unit in UNITS.items()
-        for name, samples in taken.items()
-        if quantity in samples[0]
-    ]
+    figures = figures_of(taken, case, roles=ROLES, units=UNITS)
     ratios = [
         Ratio(
             case=case,

@@ -28,7 +28,16 @@ import eventlog
 from benchmarks.child import run_child
 from benchmarks.follow_process import EVENTS, READY, SETTLE_S
 from benchmarks.machine import flush_ms
-from benchmarks.measure import Contender, Figure, Ratio, Result, Sample, in_turn, ratio_samples
+from benchmarks.measure import (
+    Contender,
+    Figure,
+    Ratio,
+    Result,
+    Sample,
+    figures_of,
+    in_turn,
+    ratio_samples,
+)
 from benchmarks.options import Options
 
 QUESTION = "how soon does a follower in another process see a commit, and what does waiting cost?"
@@ -152,19 +161,7 @@ def _in_turn(
 
 
 def _figures(taken: dict[str, list[Sample]], case: str) -> list[Figure]:
-    return [
-        Figure(
-            case=case,
-            contender=name,
-            role=ROLES[name],
-            quantity=quantity,
-            unit=unit,
-            samples=tuple(sample[quantity] for sample in samples),
-        )
-        for quantity, unit in UNITS.items()
-        for name, samples in taken.items()
-        if quantity in samples[0]
-    ]
+    return figures_of(taken, case, roles=ROLES, units=UNITS)
 
 
 def _to_one(

@@ -135,6 +135,29 @@ def in_turn(
     return taken
 
 
+def figures_of(
+    taken: Mapping[str, list[Sample]],
+    case: str,
+    *,
+    roles: Mapping[str, str],
+    units: Mapping[str, str],
+) -> list[Figure]:
+    """A figure for each quantity that a contender's samples have, by its unit and its role."""
+    return [
+        Figure(
+            case=case,
+            contender=name,
+            role=roles[name],
+            quantity=quantity,
+            unit=unit,
+            samples=tuple(sample[quantity] for sample in samples),
+        )
+        for quantity, unit in units.items()
+        for name, samples in taken.items()
+        if quantity in samples[0]
+    ]
+
+
 def ratio_samples(
     taken: Mapping[str, list[Sample]], quantity: str, *, of: str, to: str
 ) -> tuple[float, ...]:

@@ -25,7 +25,16 @@ import eventlog
 from benchmarks.appender import NotStored
 from benchmarks.load import EVENT_BYTES, SEED, Case, Load, load_of
 from benchmarks.machine import filesystem
-from benchmarks.measure import Contender, Figure, Ratio, Result, Sample, in_turn, ratio_samples
+from benchmarks.measure import (
+    Contender,
+    Figure,
+    Ratio,
+    Result,
+    Sample,
+    figures_of,
+    in_turn,
+    ratio_samples,
+)
 from benchmarks.options import Options
 from benchmarks.peers import sqlite
 from eventlog.codecs.events import CODEC
@@ -185,18 +194,7 @@ def _timed(read_all: Callable[[], int], case: Case) -> Contender:
 
 
 def _figures(case: str, taken: dict[str, list[Sample]]) -> tuple[Figure, ...]:
-    return tuple(
-        Figure(
-            case=case,
-            contender=name,
-            role=ROLES[name],
-            quantity=quantity,
-            unit=unit,
-            samples=tuple(sample[quantity] for sample in samples),
-        )
-        for quantity, unit in UNITS.items()
-        for name, samples in taken.items()
-    )
+    return tuple(figures_of(taken, case, roles=ROLES, units=UNITS))
 
 
 def _ratios(case: str, taken: dict[str, list[Sample]]) -> tuple[Ratio, ...]:

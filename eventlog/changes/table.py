@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,33 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class Table:
+class _Rows(ABC):
+    """What can be shown as Arrow, and so as pandas."""
+
+    @abstractmethod
+    def to_arrow(
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        cast: Mapping[str, str] | None = None,
+        unfit: Unfit = "raise",
+        offsets: bool = False,
+    ) -> pa.Table:
+        """The rows as an Arrow table."""
+
+    def to_pandas(
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        cast: Mapping[str, str] | None = None,
+        unfit: Unfit = "raise",
+        offsets: bool = False,
+    ) -> Any:
+        """A pandas DataFrame of `to_arrow()`."""
+        return frame(self.to_arrow(columns, cast=cast, unfit=unfit, offsets=offsets))
+
+
+class Table(_Rows):
     """The rows of one table as of a cut, in the order of the offsets of their latest versions.
 
     `version` is the schema version at the cut. Thread safety: may be shared among threads.
@@ -68,22 +95,11 @@ class Table:
             head=[("_offset", pa.array(at, pa.int64()))] if offsets else (),
         )
 
-    def to_pandas(
-        self,
-        columns: Sequence[str] | None = None,
-        *,
-        cast: Mapping[str, str] | None = None,
-        unfit: Unfit = "raise",
-        offsets: bool = False,
-    ) -> Any:
-        """A pandas DataFrame of `to_arrow()`."""
-        return frame(self.to_arrow(columns, cast=cast, unfit=unfit, offsets=offsets))
-
     def __repr__(self) -> str:
         return f"<Table {self.name}, {self.num_rows} rows>"
 
 
-class EventTable:
+class EventTable(_Rows):
     """The latest event of each key as of a cut; keys whose latest event is a tombstone are gone."""
 
     def __init__(self, events: list[StoredEvent]) -> None:
@@ -123,17 +139,6 @@ class EventTable:
                     hint=f"they have {', '.join(table.column_names)}",
                 )
         return table.select(["_offset", *names] if offsets else names)
-
-    def to_pandas(
-        self,
-        columns: Sequence[str] | None = None,
-        *,
-        cast: Mapping[str, str] | None = None,
-        unfit: Unfit = "raise",
-        offsets: bool = False,
-    ) -> Any:
-        """A pandas DataFrame of `to_arrow()`."""
-        return frame(self.to_arrow(columns, cast=cast, unfit=unfit, offsets=offsets))
 
     def __repr__(self) -> str:
         return f"<EventTable, {self.num_rows} events>"

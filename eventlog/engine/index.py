@@ -154,6 +154,15 @@ class IndexEntry:
         wanted = (self.states == LIVE) & (offsets >= start) & (offsets < stop)
         return np.flatnonzero(wanted).tolist(), offsets[wanted].tolist()
 
+    @property
+    def last_run(self) -> int:
+        """Records of the last transaction up to here, those of entries before included."""
+        last = int(self.transactions.first[-1])
+        kept = self.slots - last
+        if self.states is not None:
+            kept -= int((self.states[last:] == DROPPED).sum())
+        return kept + (self.transactions.back if len(self.transactions) == 1 else 0)
+
     def slot_transactions(self) -> npt.NDArray[np.intp]:
         """For each slot, the place of its transaction in `transactions`."""
         slots = np.arange(self.slots)

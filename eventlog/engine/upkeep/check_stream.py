@@ -255,7 +255,7 @@ class _Walk:
                 self._say("I6", where, f"{what}, but {before}")
         elif transactions.back and entry.first_offset == 0:
             self._say("I6", where, "it goes on with a transaction that began before the stream")
-        self._run = _run(entry)
+        self._run = entry.last_run
         if self._state.row.kind == "captured":
             positions = [word for word in transactions.position.tolist() if word]
             for word in positions:
@@ -275,12 +275,3 @@ def _words(entry: IndexEntry, place: int) -> str:
     transactions = entry.transactions
     tx, position = int(transactions.tx[place]), int(transactions.position[place])
     return f"transaction {tx} at {position} of time {int(transactions.time[place])}"
-
-
-def _run(entry: IndexEntry) -> int:
-    # Records of the last transaction up to here.
-    last = int(entry.transactions.first[-1])
-    kept = entry.slots - last
-    if entry.states is not None:
-        kept -= int((entry.states[last:] == DROPPED).sum())
-    return kept + (entry.transactions.back if len(entry.transactions) == 1 else 0)

@@ -26,7 +26,7 @@ import numpy as np
 
 from eventlog.engine import index
 from eventlog.engine.batch import Batch
-from eventlog.engine.index import BODY, DROPPED, LIVE, LOST, RAW, IndexEntry, Transactions
+from eventlog.engine.index import BODY, LIVE, LOST, RAW, IndexEntry, Transactions
 from eventlog.engine.payload import encode
 from eventlog.engine.rows import TIME_MIN, StreamKind
 from eventlog.engine.upkeep.check_stream import shape_faults
@@ -261,21 +261,12 @@ def _join_transactions(done: Mended) -> None:
             entry = replace(entry, transactions=replace(entry.transactions, back=back))
             done.pieces[place] = replace(piece, entry=entry)
             done.changed += 1
-        run, words = _run(entry), _words(entry, -1)
+        run, words = entry.last_run, _words(entry, -1)
 
 
 def _words(entry: IndexEntry, place: int) -> tuple[int, int, int]:
     words = entry.transactions
     return int(words.tx[place]), int(words.position[place]), int(words.time[place])
-
-
-def _run(entry: IndexEntry) -> int:
-    """Records of the last transaction up to the entry's stop."""
-    last = int(entry.transactions.first[-1])
-    kept = entry.slots - last
-    if entry.states is not None:
-        kept -= int((entry.states[last:] == DROPPED).sum())
-    return kept + (entry.transactions.back if len(entry.transactions) == 1 else 0)
 
 
 def _tell_losses(done: Mended) -> None:
