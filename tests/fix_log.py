@@ -176,6 +176,7 @@ class MadeSource:
         identity: str = "d",
         inserts_only: bool = False,
         namespace: str = "public",
+        **more: Any,
     ) -> Schema:
         """A schema version, stored by the commit of its first record."""
         schema = Schema(
@@ -187,6 +188,7 @@ class MadeSource:
             identity=identity,
             columns=columns,
             inserts_only=inserts_only,
+            **more,
         )
         self._schemas += 1
         self._pending.append(schema)

@@ -274,6 +274,24 @@ def test_a_name_means_the_relation_that_bears_it_at_the_cut(
     assert "record at offset 1" in caught.value.hint
 
 
+def test_versions_of_one_commit_are_told_apart_by_their_first_records(
+    log: eventlog.Log, shop: MadeSource
+) -> None:
+    first = shop.table("items", column("id", INT, key=True), column("a"))
+    second = shop.table("items", column("id", INT, key=True), column("b"))
+    third = shop.table("things", column("id", INT, key=True), column("b"))
+    users = shop.table("users", *KEYED, relation=2)
+    shop.commit(insert(users, 1, 1, "u"), insert(first, 1, "x"))
+    shop.commit(insert(second, 2, "y"), insert(users, 2, 2, "v"))
+    shop.commit(insert(third, 3, "z"))
+    names = log.snapshot("shop", at=2).table("items").schema.names
+    assert names == ["id", "a"]
+    assert log.snapshot("shop", at=4).table("items").schema.names == ["id", "b"]
+    assert log.snapshot("shop").table("things").num_rows == 3
+    with pytest.raises(UnknownTable):
+        log.snapshot("shop").table("items")
+
+
 def test_a_dropped_table_gives_its_name_to_a_new_one(log: eventlog.Log, shop: MadeSource) -> None:
     for relation in (1, 2):
         table = shop.table("orders", *KEYED, relation=relation)

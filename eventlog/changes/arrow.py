@@ -98,6 +98,8 @@ def change_table(
             metadata[UNFIT] = str(len(bad)).encode()
         fields.append(pa.field(column.name, target, metadata=metadata))
         arrays.append(array)
+    if not fields:  # a table of no columns has rows, whose number only this way is kept
+        return pa.table({"": pa.nulls(len(rows))}).select([])
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 

@@ -115,12 +115,14 @@ class _Inserted:
 class TableFold:
     """The state of one relation; apply its records in offset order.
 
-    `copying` tells that a copy has begun and not ended, `lost` holds the fields of a `data_loss`
-    that no later copy has mended, `seen` whether any record of the table came.
+    `copying` is where a copy began that has not ended, `copied_from` where the last one began that
+    has. `lost` holds the fields of a `data_loss` that no later copy has mended, `seen` whether any
+    record of the table came.
     """
 
     def __init__(self, *, as_inserts: bool = False) -> None:
-        self.copying = False
+        self.copying: int | None = None
+        self.copied_from: int | None = None
         self.lost: dict[str, Any] | None = None
         self.seen = False
         self._as_inserts = as_inserts
@@ -143,7 +145,7 @@ class TableFold:
             assert raw.old is not None
             self._rows.delete(raw.old)
         else:
-            self._apply_rare(raw)
+            self._apply_rare(offset, raw)
         if raw.relation is not None:
             self.seen = True
         return new
@@ -162,14 +164,14 @@ class TableFold:
         """All rows, in the order of their offsets."""
         return sorted(self._rows.placed(), key=itemgetter(0))
 
-    def _apply_rare(self, raw: RawChange) -> None:
+    def _apply_rare(self, offset: int, raw: RawChange) -> None:
         if raw.op is Op.TRUNCATE:
             self._rows = self._empty()
         elif raw.op is Op.COPY_BEGIN:
             self._rows = self._empty()
-            self.copying, self.lost = True, None
+            self.copying, self.lost = offset, None
         elif raw.op is Op.COPY_END:
-            self.copying = False
+            self.copied_from, self.copying = self.copying, None
         elif raw.op is Op.DATA_LOSS:
             self.lost = dict(raw.fields or {})
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from eventlog.changes.change import Op, RawChange
 from eventlog.changes.codec import codec
 from eventlog.changes.schema import Schema
-from eventlog.changes.schemas import SchemaHistory
 from eventlog.engine import Engine, IndexEntry
 from eventlog.engine.payload import Payload
 from eventlog.engine.scan import Damaged
 from eventlog.errors import DamagedLog
+
+if TYPE_CHECKING:
+    from eventlog.changes.schemas import SchemaHistory
 
 Selection: TypeAlias = Callable[[Schema], bool]
 
@@ -118,3 +120,30 @@ def pieces(
                 slots=slots,
                 offsets=offsets,
             )
+
+
+def uses(engine: Engine, history: SchemaHistory, schema: Schema, stop: int) -> bool:
+    """Whether a record below `stop` has that schema version.
+
+    Its entries tell; only one that `stop` lies in is decoded. What is damaged has none.
+    """
+    pair = (schema.relation, schema.id)
+    low, _ = engine.bounds(history.stream)
+    for stretch in engine.scan(
+        history.stream,
+        max(low, schema.offset),
+        stop,
+        lambda entry: pair in entry.relations and entry.stop > stop,
+        damaged=lambda start, stop, error: None,
+    ):
+        if pair not in stretch.entry.relations:
+            continue
+        if stretch.payload is None:
+            return True
+        slots, _ = stretch.readable_slots()
+        schemas = {r: history.version(schema_id) for r, schema_id in stretch.entry.relations}
+        records = stretch.payload.records(slots)
+        decoded = codec(stretch.payload.codec).decode(records, slots, schemas)
+        if any(raw.relation == schema.relation for raw in decoded):
+            return True
+    return False

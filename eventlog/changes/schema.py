@@ -14,7 +14,8 @@ class Column:
     """One column: its declared type as the source numbers it, and its identity in the catalog.
 
     `attribute` and `missing` (the fast default of rows older than the column, as text) come from
-    the catalog; they are None where the schema version is `inferred`.
+    the catalog; they are None where the schema version is `inferred`. `hashed`: the log holds a
+    keyed hash instead of each value, as text, and of `missing` too.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Column:
     key: bool
     attribute: int | None = None
     missing: str | None = None
+    hashed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +32,8 @@ class SourceType:
     """One type that the columns use.
 
     `kind`: b base, d domain, e enum, c composite, r range, m multirange, p pseudo, a array. `base`
-    is a domain's underlying type, `element` an array's; 0 where there is none.
+    is a domain's underlying type, `element` an array's; 0 where there is none. `delimiter` parts
+    the elements in the text of an array of this type.
     """
 
     id: int
@@ -40,6 +43,7 @@ class SourceType:
     base: int = 0
     base_typmod: int = -1
     element: int = 0
+    delimiter: str = ","
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,11 @@ class Schema:
     stream's end when the version was stored: no record below it has this version. `identity`: d
     primary key, n nothing, f full, i index. `inserts_only`: the source sends no updates or deletes
     of this table (D13). `inferred`: the catalog had moved on when the version was first seen.
+
+    `unseen_since`: rows that existed changed at the source in a way that the stream does not show,
+    somewhere at or after that offset, and before the version was stored; None where nothing of
+    that kind is known. `unseen_reason` says what happened. A later version does not repeat it:
+    a copy of the table that begins at or after `offset` mends it.
     """
 
     id: int
@@ -62,6 +71,8 @@ class Schema:
     types: Mapping[int, SourceType] = field(default_factory=dict)
     inserts_only: bool = False
     inferred: bool = False
+    unseen_since: int | None = None
+    unseen_reason: str = ""
 
     @property
     def table(self) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import difflib
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from eventlog.changes.reading import uses
 from eventlog.changes.schema import Column, Schema
 from eventlog.changes.table_name import TableName
 from eventlog.engine import Engine
@@ -26,6 +27,8 @@ class SchemaHistory:
         self.stream = stream
         self._engine = engine
         self._versions: dict[int, Schema] = {}
+        self._last: dict[int, Schema] = {}
+        self._reached: dict[int, int] = {}
         self._lock = threading.Lock()
 
     def version(self, schema_id: int) -> Schema:
@@ -43,16 +46,52 @@ class SchemaHistory:
     def in_force(self, stop: int) -> dict[int, Schema]:
         """By relation, the version at the cut `stop`, in the order that they came.
 
-        A relation first seen at `stop` itself is known, without rows. Fast defaults of columns
-        stand as they were first seen: a rewrite of the table makes the source forget them.
+        A relation first seen at `stop` itself is known, without rows.
         """
         current: dict[int, Schema] = {}
         for schema in self._refreshed().values():
             before = current.get(schema.relation)
-            if schema.offset < stop or (schema.offset == stop and before is None):
-                current.pop(schema.relation, None)
-                current[schema.relation] = schema if before is None else _keep(before, schema)
+            if before is None:
+                known = schema.offset <= stop
+            else:
+                known = schema.offset < stop and self._is_reached(schema, before, stop)
+            if known:
+                # A mark may concern a table that is gone, whose name another one bears by now.
+                mark = schema.unseen_since is not None
+                if before is not None and not (mark and before.table == schema.table):
+                    del current[schema.relation]
+                current[schema.relation] = schema
         return current
+
+    def _is_reached(self, schema: Schema, before: Schema, stop: int) -> bool:
+        """Whether a version's first record lies below the cut.
+
+        Versions are stored with the end of the stream at their commit, which may hold records of
+        several: of those in one commit the first records tell.
+        """
+        shape = [(s.columns, s.table, s.identity) for s in (before, schema)]
+        if shape[0] == shape[1]:
+            return True
+        reached = self._reached.get(schema.id)
+        if reached is not None and reached <= stop:
+            return True
+        if not uses(self._engine, self, schema, stop):
+            return False
+        self._reached[schema.id] = stop if reached is None else min(stop, reached)
+        return True
+
+    def unseen(self, relation: int, stop: int, *, copied_from: int | None) -> Schema | None:
+        """The first version that tells of changes below `stop` that its records do not show.
+
+        `copied_from` is where the last copy that ended below `stop` began: it mends what was known
+        by then.
+        """
+        for schema in self._refreshed().values():
+            if schema.relation != relation or schema.unseen_since is None:
+                continue
+            if schema.unseen_since < stop and (copied_from is None or copied_from < schema.offset):
+                return schema
+        return None
 
     def named(self, name: TableName, stop: int) -> list[Schema]:
         """The relations that `name` means at the cut: one, or all that a pattern matches.
@@ -96,7 +135,12 @@ class SchemaHistory:
             first = max(self._versions, default=-1) + 1
             found = self._engine.schemas(self.stream, first=first)
             if found:
-                fresh = {number: Schema.from_map(number, stored) for number, stored in found}
+                fresh = {}
+                for number, stored in found:
+                    schema = Schema.from_map(number, stored)
+                    before = self._last.get(schema.relation)
+                    schema = schema if before is None else _keep(before, schema)
+                    fresh[number] = self._last[schema.relation] = schema
                 self._versions = {**self._versions, **fresh}
             return self._versions
 
@@ -106,24 +150,33 @@ def places(source: Schema, target: Schema) -> tuple[int | None, ...]:
 
     Columns are the same where their attribute numbers are; by name where either has none.
     """
-    return tuple(_place(source, column) for column in target.columns)
+    if source.columns == target.columns:
+        return tuple(range(len(target.columns)))
+    numbered = {column.attribute: place for place, column in enumerate(source.columns)}
+    named = {column.name: place for place, column in enumerate(source.columns)}
+    return tuple(_place(source, column, numbered, named) for column in target.columns)
 
 
-def _place(source: Schema, column: Column) -> int | None:
-    for place, other in enumerate(source.columns):
-        if column.attribute is not None and other.attribute is not None:
-            if column.attribute == other.attribute:
-                return place
-        elif column.name == other.name:
-            return place
+def _place(
+    source: Schema, column: Column, numbered: Mapping[int | None, int], named: Mapping[str, int]
+) -> int | None:
+    if column.attribute is not None and column.attribute in numbered:
+        return numbered[column.attribute]
+    place = named.get(column.name)
+    if place is None or None in (column.attribute, source.columns[place].attribute):
+        return place
     return None
 
 
 def _keep(before: Schema, after: Schema) -> Schema:
-    """`after`, with the fast defaults that only `before` knows."""
+    """`after`, with the fast defaults as they were when each column was first seen.
+
+    A rewrite of the table makes the source forget them; rows older than the column still take them,
+    however many versions later.
+    """
     columns = tuple(
         replace(column, missing=before.columns[place].missing)
-        if place is not None and column.missing is None and before.columns[place].missing
+        if place is not None and before.columns[place].missing is not None
         else column
         for column, place in zip(after.columns, places(before, after), strict=True)
     )

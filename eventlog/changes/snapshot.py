@@ -1,12 +1,13 @@
 """Snapshots: the state of streams as of a cut (D12 to D15, I7).
 
-Rows come in the order of the offset of their latest version, which is also their id. A snapshot
-depends on nothing but the log's content below its cut.
+Rows come in the order of the offset of their latest version, which is also their id. What a
+snapshot holds depends on nothing but the log's content below its cut; whether it is refused, also
+on what was noticed later about changes that the stream did not show.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -69,20 +70,29 @@ class Snapshot:
         return self._only().cut.time
 
     def table(
-        self, name: str | None = None, *, as_inserts: bool = False, progress: Progress | None = None
+        self,
+        name: str | None = None,
+        *,
+        as_inserts: bool = False,
+        as_is: bool = False,
+        progress: Progress | None = None,
     ) -> Table | EventTable:
         """The rows of a table, or the latest event of each key of an event stream.
 
         `name` is `[stream.]schema.table`, or an event stream's name, which may be left out where it
         is the only one. `as_inserts` takes every row that was ever inserted: what can be said of a
-        table whose updates and deletes the source does not send. Raises UnknownTable, and
-        SnapshotRefused where the table has no state at the cut.
+        table whose updates and deletes the source does not send. `as_is` takes what the log holds
+        where that is known not to be the table's state: between a change that the stream could not
+        show, or a loss, and the end of the copy that mends it; inside a copy, what it has brought.
+        Raises UnknownTable, and SnapshotRefused where the table has no state at the cut.
         """
         part, parsed = self._part(name)
         if parsed is None:
             return _event_table(self._engine, part)
         schema = _one(part.history, parsed, part.cut.stop)
-        rows = _fold(self._engine, part, schema, as_inserts=as_inserts, progress=progress)
+        rows = _fold(
+            self._engine, part, schema, as_inserts=as_inserts, as_is=as_is, progress=progress
+        )
         codec = source_codec(self._engine, part.history)
         return Table(codec, schema, [row for row in rows if row[0] >= (part.start or 0)])
 
@@ -157,6 +167,7 @@ def _fold(
     schema: Schema,
     *,
     as_inserts: bool,
+    as_is: bool,
     progress: Progress | None,
 ) -> list[Placed]:
     """Fold one relation up to the part's cut. Raises SnapshotRefused."""
@@ -178,9 +189,11 @@ def _fold(
             fold.apply(offset, raw, None if raw.relation is None else schemas[raw.relation])
         if progress is not None:
             progress(min(piece.entry.stop, stop) - low, stop - low)
-    if fold.copying or not fold.seen:
+    if not fold.seen or (fold.copying is not None and not as_is):
         _refuse_incomplete(engine, part, schema, copying=fold.copying, end=end)
-    if fold.lost is not None:
+    if not as_is:
+        _refuse_unseen(engine, part, schema, fold.copied_from, end)
+    if fold.lost is not None and not as_is:
         raise SnapshotRefused(
             f"changes of table {schema.table} below offset {stop} were lost {_span(fold.lost)}",
             hint="cut behind the next complete copy of the table, or copy it again",
@@ -190,34 +203,76 @@ def _fold(
 
 
 def _refuse_incomplete(
-    engine: Engine, part: Part, schema: Schema, *, copying: bool, end: int
+    engine: Engine, part: Part, schema: Schema, *, copying: int | None, end: int
 ) -> None:
     """Refuse a cut inside an open copy, or before the table's first one begins."""
-    begun = copying
-    for piece in pieces(
+    if copying is None:
+        first = next(_later(engine, part, schema, end), None)
+        if first is None or first[1] is not Op.COPY_BEGIN:
+            return
+    exact = _first_exact(engine, part, schema, end, begun=copying)
+    raise SnapshotRefused(
+        f"the copy of table {schema.table} is not complete at offset {part.cut.stop}",
+        hint="the copy has not ended yet"
+        if exact is None
+        else f"its state is whole from {exact} on",
+    )
+
+
+def _refuse_unseen(
+    engine: Engine, part: Part, schema: Schema, copied_from: int | None, end: int
+) -> None:
+    """Refuse a cut at which rows may differ from the source's without a record that says so."""
+    stop = part.cut.stop
+    found = part.history.unseen(schema.relation, stop, copied_from=copied_from)
+    if found is None:
+        return
+    exact = _first_exact(engine, part, schema, end, begun=None)
+    when = "the new copy has not ended yet" if exact is None else f"it is exact from {exact} on"
+    since = found.unseen_since
+    assert since is not None
+    if since < 0:
+        raise SnapshotRefused(
+            f"table {schema.table} has no state at offset {stop}: {found.unseen_reason}",
+            hint=f"{when}; as_is=True (--as-is) takes what the log holds",
+        )
+    raise SnapshotRefused(
+        f"rows of table {schema.table} changed at the source without a record that shows it, "
+        f"between offset {since} and {stop}: {found.unseen_reason}",
+        hint=f"{when}; as_is=True (--as-is) takes what the log holds",
+    )
+
+
+def _first_exact(
+    engine: Engine, part: Part, schema: Schema, end: int, *, begun: int | None
+) -> int | None:
+    """The first offset behind the cut at which the table's state is known again.
+
+    `begun` is where a copy began that is open at the cut.
+    """
+    for offset, op in _later(engine, part, schema, end):
+        if op is Op.COPY_BEGIN:
+            begun = offset
+        elif op is Op.COPY_END and begun is not None:
+            if part.history.unseen(schema.relation, offset + 1, copied_from=begun) is None:
+                return offset + 1
+            begun = None
+    return None
+
+
+def _later(engine: Engine, part: Part, schema: Schema, end: int) -> Iterator[tuple[int, Op]]:
+    """The table's records behind the cut."""
+    found = pieces(
         engine,
         part.history,
         part.cut.stop,
         end,
         selection=lambda other: other.relation == schema.relation,
-    ):
-        for offset, raw in piece.changes():
-            if raw.relation is None:
-                continue
-            if raw.op is Op.COPY_BEGIN:
-                begun = True
-            elif not begun:
-                return
-            elif raw.op is Op.COPY_END:
-                raise _incomplete(schema, part.cut.stop, f"its state is whole from {offset + 1} on")
-    if begun:
-        raise _incomplete(schema, part.cut.stop, "the copy has not ended yet")
-
-
-def _incomplete(schema: Schema, stop: int, hint: str) -> SnapshotRefused:
-    return SnapshotRefused(
-        f"the initial copy of table {schema.table} is not complete at offset {stop}", hint=hint
     )
+    for piece in found:
+        for offset, raw in piece.changes():
+            if raw.relation is not None:
+                yield offset, raw.op
 
 
 def _span(lost: Mapping[str, Any]) -> str:

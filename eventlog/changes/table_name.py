@@ -23,7 +23,7 @@ class TableName:
     @classmethod
     def parse(cls, text: str) -> TableName:
         """Read `table`, `schema.table` or `stream.schema.table`; without schema: `public`."""
-        parts = _split(text)
+        parts = name_parts(text)
         if len(parts) > 3:
             raise _bad(text)
         stream = parts[0] if len(parts) == 3 else None
@@ -38,18 +38,19 @@ class TableName:
         return self.schema in (ANY, schema) and self.name in (ANY, name)
 
     def __str__(self) -> str:
-        return f"{_quoted(self.schema)}.{_quoted(self.name)}"
+        return f"{quoted(self.schema)}.{quoted(self.name)}"
 
 
-def _split(text: str) -> list[str]:
+def name_parts(text: str) -> list[str]:
+    """The parts of a dotted name, unquoted. Raises UsageError."""
     parts: list[str] = []
     position = 0
     while True:
         found = _PART.match(text, position)
         if found is None:
             raise _bad(text)
-        quoted, plain, star = found.groups()
-        parts.append(quoted.replace('""', '"') if quoted else plain or star)
+        enclosed, plain, star = found.groups()
+        parts.append(enclosed.replace('""', '"') if enclosed else plain or star)
         position = found.end()
         if position == len(text):
             return parts
@@ -58,7 +59,8 @@ def _split(text: str) -> list[str]:
         position += 1
 
 
-def _quoted(part: str) -> str:
+def quoted(part: str) -> str:
+    """One part as SQL wants it: plain where it can be; `*` stays."""
     if part == ANY or _PLAIN.fullmatch(part):
         return part
     return '"' + part.replace('"', '""') + '"'

@@ -77,6 +77,11 @@ def snapshot() -> None:
     show_default=True,
     help="What a value does that does not fit its column's type.",
 )
+@click.option(
+    "--as-is",
+    is_flag=True,
+    help="Write what the log holds even where it is known not to be the table's state.",
+)
 @log_option
 @json_option
 def export(
@@ -86,6 +91,7 @@ def export(
     out: Path,
     casts: dict[str, str],
     unfit: Unfit,
+    as_is: bool,
     log_dir: Path,
     as_json: bool,
 ) -> None:
@@ -95,7 +101,7 @@ def export(
     event stream the latest event of each key is written.
     """
     with open_log(log_dir) as log:
-        done = _export(log, stream, table, at, out, casts, unfit)
+        done = _export(log, stream, table, at, out, casts, unfit, as_is)
     if as_json:
         write_json(done)
         return
@@ -114,6 +120,7 @@ def _export(
     out: Path,
     casts: dict[str, str],
     unfit: Unfit,
+    as_is: bool,
 ) -> dict[str, Any]:
     from eventlog.changes.arrow import unfit_counts
 
@@ -121,7 +128,8 @@ def _export(
         raise UsageError(f"stream {stream!r} has tables", hint="name one: --table public.orders")
     taken = log.snapshot(stream, at=at)
     with bar("reading offsets") as progress:
-        rows = taken.table(table, progress=progress).to_arrow(cast=casts, unfit=unfit)
+        found = taken.table(table, as_is=as_is, progress=progress)
+    rows = found.to_arrow(cast=casts, unfit=unfit)
     write_table(rows, out)
     return {
         "stream": stream,
