@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from eventlog.engine import commit, directory, ids, rows, scan, staging, times, watch
+from eventlog.engine import commit, directory, ids, rows, scan, staging, times, watch, writer
 from eventlog.engine.batch import Batch
 from eventlog.engine.group import GroupCommitter
 from eventlog.engine.index import IndexEntry
@@ -317,6 +317,10 @@ class Engine:
         Drops what an earlier writer staged. Raises WriterActive where a living process is it.
         """
         return Writer.take(self.store, self.path, self.stream(name))
+
+    def living_writer(self, name: str) -> str | None:
+        """The process id of the living writer of a captured stream; None where it has none."""
+        return writer.living_writer(self.path, self.stream(name))
 
     def appender(self, name: str) -> Owner:
         """A staging owner for one large append."""

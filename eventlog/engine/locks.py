@@ -126,6 +126,16 @@ class FileLock(_Held):
             held._write(str(os.getpid()))
         return held
 
+    @classmethod
+    def is_held(cls, path: Path) -> bool:
+        """Whether a living process holds the lock. Looking keeps a taker out, for a moment."""
+        if not path.exists():
+            return False
+        seen = cls._try(path, fcntl.LOCK_SH)
+        if seen is not None:
+            seen.release()
+        return seen is None
+
     @staticmethod
     def holder(path: Path) -> str:
         """The process id written by the last holder, or `unknown`."""

@@ -22,6 +22,8 @@ COMMIT_FLUSHES = 5
 """What one commit of a bulk writer may take: more would keep small ones of others waiting."""
 
 NEW_LOCK_WAIT_S = 1.0
+LOOK_WAIT_S = 0.05
+"""Who merely looks whether a stream has a writer is in the way of one for microseconds."""
 
 
 class Owner:
@@ -123,8 +125,8 @@ class Writer:
     @classmethod
     def take(cls, store: Store, directory: Path, stream: StreamRow) -> Self:
         """Raises WriterActive where a living process is the writer."""
-        path = directory / "locks" / f"stream-{stream.id}.lock"
-        lock = FileLock.take(path)
+        path = _writer_path(directory, stream)
+        lock = _take(path, wait_s=LOOK_WAIT_S)
         if lock is None:
             raise WriterActive(
                 f"stream {stream.name!r} is being written by process {FileLock.holder(path)}",
@@ -156,10 +158,24 @@ class Writer:
             self._lock.release()
 
 
+def living_writer(directory: Path, stream: StreamRow) -> str | None:
+    """The process id of the living writer of a captured stream; None where it has none."""
+    path = _writer_path(directory, stream)
+    return FileLock.holder(path) if FileLock.is_held(path) else None
+
+
+def _writer_path(directory: Path, stream: StreamRow) -> Path:
+    return directory / "locks" / f"stream-{stream.id}.lock"
+
+
 def _take_new(path: Path) -> FileLock | None:
     # The number is new. Yet whoever opens the log just now may have found the file before it was
     # locked, and hold it for a moment to see whether its owner died.
-    deadline = time.monotonic() + NEW_LOCK_WAIT_S
+    return _take(path, wait_s=NEW_LOCK_WAIT_S)
+
+
+def _take(path: Path, *, wait_s: float) -> FileLock | None:
+    deadline = time.monotonic() + wait_s
     while (lock := FileLock.take(path)) is None and time.monotonic() < deadline:
         time.sleep(0.001)
     return lock
