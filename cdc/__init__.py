@@ -3,8 +3,8 @@
 What every kind of source shares is here; Postgres is in `cdc.postgres`.
 """
 
-from cdc.driver import Running, SourceDriver
+from cdc.driver import Lag, Running, SourceDriver
 from cdc.options import Event, Options, Outcome
 from cdc.source import Source
 
-__all__ = ["Event", "Options", "Outcome", "Running", "Source", "SourceDriver"]
+__all__ = ["Event", "Lag", "Options", "Outcome", "Running", "Source", "SourceDriver"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
@@ -14,6 +15,20 @@ from eventlog.errors import UsageError
 GROUP = "cdc.sources"
 _DEFAULT = "postgresql"
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lag:
+    """How far a log is behind its source, in bytes, and in seconds where they can be told.
+
+    `retained_bytes` is what the source keeps for the capture, None where it keeps nothing for it;
+    `warning` says what threatens that.
+    """
+
+    bytes: int
+    seconds: float | None = None
+    retained_bytes: int | None = None
+    warning: str | None = None
 
 
 class Running(Protocol):
@@ -39,13 +54,34 @@ class SourceDriver(Protocol):
         """Remove what captures of `name` left at the source; returns what was removed."""
         ...
 
-    def lag(self, dsn: str, state: Mapping[str, Any]) -> tuple[int, float | None]:
-        """How far the log is behind: bytes, and seconds where they can be told."""
+    def lag(self, dsn: str, state: Mapping[str, Any]) -> Lag:
+        """How far the log is behind the source at `dsn`, and what that keeps for it."""
+        ...
+
+    def spelled(self, table: str) -> str:
+        """A table or pattern in the form that is kept; raises UsageError for what is none."""
+        ...
+
+    def spelled_column(self, column: str) -> str:
+        """A column of a table in the form that is kept; raises UsageError for what is none."""
+        ...
+
+    def tables(self, dsn: str, patterns: Sequence[str]) -> list[str]:
+        """The tables at the source that these mean. Raises MissingTable where one means none."""
+        ...
+
+    def copied_share(self, cursor: Mapping[str, Any]) -> float | None:
+        """How much of a copy is done, from 0 to 1, by its entry in the state's `copies`."""
         ...
 
     def warnings(self, dsn: str) -> list[str]:
         """What is unwise about this connection string, such as a password in sight."""
         ...
+
+
+def driver_of_state(state: Mapping[str, Any]) -> SourceDriver:
+    """The driver of a source that the log knows, by the kind in its state."""
+    return driver_of(f"{state.get('kind', _DEFAULT)}://")
 
 
 def driver_of(dsn: str) -> SourceDriver:

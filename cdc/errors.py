@@ -17,6 +17,7 @@
         ├── ServerNotReady            a setting of the server must change (wal_level, slots)
         ├── MissingTable              no table of that name, or none that can be captured
         ├── MissingPublication        the publication given is not there
+        ├── HashKeyFault              the key of hashed columns is missing, unreadable, or another
         ├── SlotExists                a slot of that name is there already
         ├── SlotInUse            (r)  another process streams from the slot
         ├── SlotBlocked          (r)  the slot waits for a transaction that is still running
@@ -104,6 +105,10 @@ class MissingTable(CaptureError):
 
 class MissingPublication(CaptureError):
     """The publication given is not there."""
+
+
+class HashKeyFault(CaptureError):
+    """The key of hashed columns is missing, cannot be used, or is not the one used before."""
 
 
 class SlotExists(CaptureError):

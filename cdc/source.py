@@ -19,6 +19,7 @@ def _silent(_: object) -> None:
 class Source:
     """A database to capture. `name` is the stream's; `tables` are names or patterns.
 
+    A table's columns may be listed, as in `public.customers(id,tier)`: no other leaves the source.
     `dsn` is a connection string of the source's kind, or `env:VAR`.
     """
 
@@ -28,6 +29,7 @@ class Source:
 
     def start(self, log: Log, *, report: Report = _silent, **options: Any) -> Running:
         """Set up a capture; `run()` does it, `stop()` ends it from elsewhere."""
+        options["hash"] = tuple(options.get("hash", ()))
         chosen = Options(tables=tuple(self.tables), **options)
         return driver_of(self.dsn).capture(log, self.name, self.dsn, chosen, report)
 

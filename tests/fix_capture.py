@@ -70,6 +70,13 @@ def confirmed(database: Database, slot: str = "eventlog_shop") -> Lsn:
     )
 
 
+def drop_slot(database: Database, slot: str = "eventlog_shop") -> None:
+    """Drop a slot once the server has noticed that nobody streams from it any more."""
+    held = f"select active from pg_replication_slots where slot_name = '{slot}'"
+    until(lambda: not database.value(held), f"the end of the stream from {slot}")
+    database.execute("select pg_drop_replication_slot(%s)", [slot])
+
+
 def assert_snapshot_equals_postgres(log: eventlog.Log, database: Database, *tables: str) -> None:
     """Row for row and value for value, as the text that Postgres writes."""
     with psycopg.connect(database.dsn, autocommit=True) as conn:
@@ -78,9 +85,11 @@ def assert_snapshot_equals_postgres(log: eventlog.Log, database: Database, *tabl
             rows = log.snapshot("shop").table(f"public.{table}")
             names = rows.schema.names
             found = rows.to_arrow(cast=dict.fromkeys(names, "text"))
-            # The output function's text: a cast writes booleans in another way.
+            # The output function's text: a cast writes booleans in another way. A composite value
+            # of NULLs is no NULL, but `is null`.
             columns = ", ".join(
-                f'case when "{n}" is not null then format($$%s$$, "{n}") end' for n in names
+                f'case when "{n}" is distinct from null then format($$%s$$, "{n}") end'
+                for n in names
             )
             expected = conn.execute(f"select {columns} from public.{table}").fetchall()
             shown = conn.execute(f"select * from public.{table} limit 0")

@@ -20,6 +20,8 @@ from cdc.postgres.server import EmbeddedServer, wheel_bindir
 WHEEL = "18"
 DEBIAN = "15"
 DEBIAN_ROOT = Path("/usr/lib/postgresql")
+EXTRA = ("14", "16", "17")
+"""Versions that are tested too where their programs are found."""
 
 SETTINGS = {
     "fsync": "off",
@@ -46,6 +48,12 @@ def bindir(version: str) -> Path:
     return found
 
 
+def versions() -> list[str]:
+    """The versions that `database` goes through: two always, the others where installed."""
+    found = [version for version in EXTRA if (DEBIAN_ROOT / version / "bin/initdb").exists()]
+    return sorted([DEBIAN, WHEEL, *found])
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[dict[str, EmbeddedServer]]:
     """The servers that this session has started, by version; all are stopped at its end."""
@@ -61,7 +69,7 @@ def _server(servers: dict[str, EmbeddedServer], version: str) -> EmbeddedServer:
     return servers[version]
 
 
-@pytest.fixture(scope="session", params=[DEBIAN, WHEEL])
+@pytest.fixture(scope="session", params=versions())
 def postgres(request: pytest.FixtureRequest, servers: dict[str, EmbeddedServer]) -> EmbeddedServer:
     """A running server of each supported version in turn: wal_level logical, no password."""
     return _server(servers, request.param)

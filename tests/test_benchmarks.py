@@ -251,6 +251,20 @@ def test_follow_shows_each_follower_beside_what_waking_takes(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["results.json"]
 
 
+def test_copy_shows_the_capture_beside_psql(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    done = run_benchmarks(
+        "copy", "--quick", "--rows", "20000", "--directory", str(tmp_path), "--json", str(file)
+    )
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(file.read_text("utf-8"))["results"]
+    assert result["name"] == "copy"
+    expect_samples(result, done.stdout)
+    (target,) = [ratio for ratio in result["ratios"] if ratio["at_least"] is not None]
+    assert (target["to"], target["quantity"], target["at_least"]) == ("psql", "rate", 0.85)
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
 def test_a_name_that_is_no_program_is_wrong_usage() -> None:
     done = run_benchmarks("nonesuch")
     assert done.returncode == 2

@@ -14,6 +14,7 @@ from cdc.postgres import catalog, publication, slot
 from cdc.postgres.catalog import Table
 from cdc.postgres.connection import Connection, connect, connect_replication
 from cdc.postgres.lsn import Lsn
+from cdc.postgres.relation import describe_relation
 from cdc.postgres.server import EmbeddedServer
 from eventlog.changes.table_name import TableName
 from eventlog.errors import UsageError
@@ -219,7 +220,7 @@ class TestNames:
         assert after.rows_estimate == 2100
         assert after.bytes > 2000 * 30
 
-    def test_columns_leave_out_dropped_and_generated_ones(
+    def test_columns_leave_out_dropped_ones_and_generated_ones_before_18(
         self, database: Database, conn: Connection
     ) -> None:
         database.execute(
@@ -227,7 +228,8 @@ class TestNames:
             " d int); alter table t drop column b"
         )
         (table,) = resolve(conn, "t")
-        assert table.columns == ("a", "d")
+        generated = ("c",) if conn.info.server_version >= 180_000 else ()
+        assert table.columns == ("a", *generated, "d")
 
     @pytest.mark.parametrize(
         ("name", "cause", "hint"),
@@ -270,7 +272,7 @@ class TestDescription:
             """
         )
         oid = database.value("select 't'::regclass::oid::int8")
-        found = catalog.describe_relation(conn, oid)
+        found = describe_relation(conn, oid)
         assert (found.schema, found.name, found.identity) == ("public", "t", "d")
         assert [(c.attribute, c.name, c.key, c.generated, c.missing) for c in found.columns] == [
             (2, "id", True, False, None),
@@ -299,7 +301,7 @@ class TestDescription:
             """
         )
         oid = database.value("select 't'::regclass::oid::int8")
-        types = catalog.describe_relation(conn, oid).types
+        types = describe_relation(conn, oid).types
         by_name = {kind.name: kind for kind in types.values()}
         kinds = {name: kind.kind for name, kind in by_name.items()}
         assert kinds == {
@@ -326,9 +328,51 @@ class TestDescription:
         assert by_name["name"].element == by_name["point"].element == 0
         assert by_name["mood"].namespace == "public"
 
+    def test_fast_defaults_of_a_partitioned_table_are_those_of_its_partitions(
+        self, database: Database, conn: Connection
+    ) -> None:
+        database.execute(
+            """
+            create table p (id int, part int) partition by list (part);
+            create table p1 partition of p for values in (1);
+            create table p2 partition of p for values in (2) partition by list (id);
+            create table p21 partition of p2 for values in (1);
+            insert into p values (1, 1), (1, 2);
+            alter table p add column plain int;
+            alter table p add column seven int default 7;
+            alter table p add column gone int;
+            alter table p drop column gone;
+            """
+        )
+        oid = database.value("select 'p'::regclass::oid::int8")
+        leaves = database.fetch("select oid::int8 from pg_class where relname in ('p1', 'p21')")
+        found = describe_relation(conn, oid)
+        columns = [(c.name, c.missing, c.missing_known, c.has_default) for c in found.columns]
+        assert columns[2:] == [("plain", None, True, False), ("seven", "7", True, True)]
+        assert found.storage.keys() == {leaf for (leaf,) in leaves}
+        dropped_by = "select xmin::text::int8 from pg_attribute where attrelid = %s and attnum = 5"
+        assert found.dropped == {5: database.value(dropped_by, [oid])}
+        database.execute("create table p3 partition of p for values in (3)")
+        seven = describe_relation(conn, oid).columns[3]
+        assert (seven.missing, seven.missing_known) == (None, False), "not of all partitions"
+
+    def test_what_the_publications_send_is_told(self, database: Database, conn: Connection) -> None:
+        database.execute("create table t (id int primary key, a int, b int)")
+        oid = database.value("select 't'::regclass::oid::int8")
+        assert describe_relation(conn, oid).published is None
+        database.execute("create publication every for all tables")
+        assert describe_relation(conn, oid, ["every"]).published is None
+        assert describe_relation(conn, oid, ["every"]).generated_sent is False
+        if conn.info.server_version >= 150_000:
+            database.execute("create publication narrow for table t (id, b)")
+            assert describe_relation(conn, oid, ["narrow"]).published == {1, 3}
+        if conn.info.server_version >= 180_000:
+            database.execute("alter publication every set (publish_generated_columns = stored)")
+            assert describe_relation(conn, oid, ["every"]).generated_sent is True
+
     def test_dropped_relation_is_explained(self, conn: Connection) -> None:
         with pytest.raises(errors.MissingTable, match="not in the catalog any more"):
-            catalog.describe_relation(conn, 4_000_000_000)
+            describe_relation(conn, 4_000_000_000)
 
 
 class TestPublications:
@@ -337,7 +381,7 @@ class TestPublications:
     ) -> None:
         database.execute(TABLES)
         names = publication.ensure_both(conn, "shop", [])
-        assert names == ("eventlog_shop", "eventlog_shop_inserts")
+        assert names == ("eventlog_shop", "eventlog__inserts_shop")
         assert [publication.read(conn, name).tables for name in names] == [(), ()]
         publication.ensure_both(conn, "shop", resolve(conn, "*.*"))
         full, inserts = (publication.read(conn, name) for name in names)
@@ -406,7 +450,7 @@ class TestPublications:
         database.execute(TABLES)
         with connect(make_conninfo(database.dsn, user=plain)) as conn:
             tables = resolve(conn, "keyed")
-            for name in ("eventlog_shop", "eventlog_shop_inserts"):
+            for name in ("eventlog_shop", "eventlog__inserts_shop"):
                 with pytest.raises(errors.PermissionMissing, match=f"{name!r}: perm") as caught:
                     publication.ensure_both(conn, "shop", tables)
                 statement = caught.value.hint.partition("runs: ")[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -19,8 +20,15 @@ import eventlog
 from cdc.commands.capture import capture
 from cdc.commands.drop_source import drop_source
 from cdc.commands.status import status
-from cdc.errors import ConnectionRefused, OtherSystem
+from cdc.driver import Lag
+from cdc.errors import ConnectionRefused, OtherSystem, SlotInUse
 from cdc.options import Event, Options, Outcome, Report
+from cdc.postgres.driver import DRIVER, threat
+from cdc.postgres.lsn import Lsn
+from cdc.postgres.slot import SlotState
+from cdc.postgres.state import Phase, SourceState
+from cdc.requests import ask
+from eventlog.engine import Plan, SourceUpdate
 from tests.fix_log import MadeSource, column, insert
 
 
@@ -30,7 +38,7 @@ class MadeDriver:
     def __init__(self) -> None:
         self.options: Options | None = None
         self.dropped: list[tuple[str, Mapping[str, Any] | None]] = []
-        self.lag_or_error: tuple[int, float | None] | Exception = (1234, 0.5)
+        self.lag_or_error: Lag | Exception = Lag(bytes=1234, seconds=0.5, retained_bytes=4096)
         self.fault: Exception | None = None
         self.waits_for: signal.Signals | None = None
         self.slot: str | None = "eventlog_shop"
@@ -45,10 +53,13 @@ class MadeDriver:
         self.dropped.append((name, state))
         return ["slot s", "publication p"] if len(self.dropped) == 1 else []
 
-    def lag(self, dsn: str, state: Mapping[str, Any]) -> tuple[int, float | None]:
+    def lag(self, dsn: str, state: Mapping[str, Any]) -> Lag:
         if isinstance(self.lag_or_error, Exception):
             raise self.lag_or_error
         return self.lag_or_error
+
+    def copied_share(self, cursor: Mapping[str, Any]) -> float | None:
+        return DRIVER.copied_share(cursor)
 
     def warnings(self, dsn: str) -> list[str]:
         return ["it shows a secret"] if "secret" in dsn else []
@@ -177,17 +188,31 @@ def test_a_fault_of_the_capture_comes_through(driver: MadeDriver, log_dir: Path)
         run(capture, "--source", "shop", "--dsn", "d", "--table", "t", "--log", str(log_dir))
 
 
-def test_drop_source_says_what_was_removed_and_keeps_the_log(
+def test_drop_source_says_what_was_removed_and_what_stays(
+    driver: MadeDriver, log: eventlog.Log, shop: MadeSource
+) -> None:
+    shop.commit(insert(shop.table("t", column("x")), "a"))
+    shop.close()
+    args = ("shop", "--dsn", "d", "--log", str(log.path))
+    said = run(drop_source, *args).stdout.splitlines()
+    assert said[:2] == ["dropped slot s", "dropped publication p"]
+    assert f"1 records up to 0/2BD00 in {log.path}" in said[2]
+    assert driver.dropped == [("shop", log.source("shop"))]
+    assert [info.name for info in log.streams()] == ["shop"]
+    said = run(drop_source, *args).stdout.splitlines()
+    assert said[0] == "the server holds no slot and no publication of source 'shop'"
+    found = json.loads(run(drop_source, *args, "--json").stdout)
+    stays = {"stream": "shop", "records": 1, "position": "0/2BD00"}
+    assert found == {"source": "shop", "dropped": [], "stays": stays}
+
+
+def test_drop_source_touches_nothing_while_a_capture_runs_in_this_log(
     driver: MadeDriver, log: eventlog.Log, shop: MadeSource
 ) -> None:
     args = ("shop", "--dsn", "d", "--log", str(log.path))
-    assert run(drop_source, *args).stdout == "dropped slot s\ndropped publication p\n"
-    assert driver.dropped == [("shop", log.source("shop"))]
-    assert [info.name for info in log.streams()] == ["shop"]
-    nothing = "the server holds no slot and no publication of source 'shop'\n"
-    assert run(drop_source, *args).stdout == nothing
-    found = json.loads(run(drop_source, *args, "--json").stdout)
-    assert found == {"source": "shop", "dropped": []}
+    with pytest.raises(SlotInUse, match=f"being captured by process {os.getpid()}"):
+        run(drop_source, *args)
+    assert driver.dropped == []
 
 
 @pytest.mark.parametrize("name", ["shop", "unknown"])
@@ -221,8 +246,9 @@ def test_status_shows_sources_and_consumers_with_their_lag(
     assert (consumer["offset"], consumer["lag"]) == (0, 1)
     source, _ = map(json.loads, run(status, *args, "--dsn", "d").stdout.splitlines())
     assert (source["lag_bytes"], source["lag_seconds"]) == (1234, 0.5)
+    assert source["retained_bytes"] == 4096
     shown = run(status, *args[:2], "--dsn", "d").stdout.splitlines()
-    assert shown[0].split()[:3] == ["source", "phase", "position"]
+    assert shown[0].split()[:3] == ["source", "phase", "writer"]
     assert shown[1].split()[0] == "shop" and "1,234" in shown[1]
     assert shown[4].split()[:4] == ["model", "shop", "0", "1"]
 
@@ -235,3 +261,79 @@ def test_a_source_of_another_server_has_no_lag_there(
     done = run(status, "--log", str(log.path), "--json", "--dsn", "d")
     assert done.stderr == "Warning: source 'shop': it is another cluster\n"
     assert json.loads(done.stdout)["lag_bytes"] is None
+
+
+def test_what_threatens_a_source_at_its_server_is_said(
+    driver: MadeDriver, log: eventlog.Log, shop: MadeSource
+) -> None:
+    shop.commit(insert(shop.table("t", column("x")), "a"))
+    driver.lag_or_error = Lag(bytes=7, warning="its slot is lost")
+    done = run(status, "--log", str(log.path), "--json", "--dsn", "d")
+    assert done.stderr == "Warning: source 'shop': its slot is lost\n"
+    assert json.loads(done.stdout)["lag_bytes"] == 7
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "said"),
+    [
+        ("reserved", None, None),
+        ("extended", None, None),
+        ("unreserved", None, "may soon remove WAL"),
+        ("lost", None, "changes are lost"),
+        ("reserved", "idle_timeout", "changes are lost"),
+    ],
+)
+def test_a_slot_that_is_lost_or_may_be_is_a_threat(
+    status: str, reason: str | None, said: str | None
+) -> None:
+    found = SlotState(
+        name="eventlog_shop",
+        plugin="pgoutput",
+        database="d",
+        active=False,
+        active_pid=None,
+        temporary=False,
+        confirmed_flush_lsn=None,
+        restart_lsn=None,
+        wal_status=status,
+        invalidation_reason=reason,
+        retained_bytes=0,
+    )
+    state = SourceState(
+        phase=Phase.STREAMING,
+        slot="eventlog_shop",
+        slot_ours=True,
+        temporary=False,
+        publications=(),
+        publications_ours=True,
+        partial=False,
+        tables=(),
+        copied=True,
+        system_id=1,
+        timeline=1,
+        position=Lsn(0),
+    )
+    told = threat(state, found)
+    assert told is None if said is None else said in (told or "")
+    assert "not on the server" in (threat(state, None) or "")
+    assert threat(dataclasses.replace(state, temporary=True), None) is None
+
+
+def test_status_shows_copies_at_work_and_requests_that_wait(
+    driver: MadeDriver, log: eventlog.Log, shop: MadeSource
+) -> None:
+    shop.commit(insert(shop.table("t", column("x"), relation=7), "a"))
+    cursor = {"leaves": [[7, 1, 300], [8, 1, 100]], "leaf": 0, "page": 180, "rows": 1234}
+    state = {**(log.source("shop") or {}), "copies": {7: {**cursor, "begun": 0}}}
+    epoch = log.engine.stream("shop").writer_epoch
+    update = SourceUpdate(stream="shop", writer_epoch=epoch, state=state)
+    log.engine.commit(Plan(sources=[update]))
+    ask(log, "shop", "add", "public.next")
+    args = ("--log", str(log.path))
+    source = json.loads(run(status, *args, "--json").stdout)
+    assert source["writer"] == str(os.getpid())
+    assert source["copying"] == [{"table": "public.t", "rows": 1234, "share": 0.45}]
+    assert source["waiting"] == [{"ask": "add", "table": "public.next"}]
+    lines = run(status, *args).stdout.splitlines()
+    assert "shop: copying public.t: 1,234 rows, 45 %" in lines
+    assert "shop: not carried out yet: add public.next" in lines

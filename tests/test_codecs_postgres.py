@@ -189,7 +189,7 @@ def test_copied_lines_are_rows() -> None:
 
 
 def test_escapes_of_copied_lines_are_undone() -> None:
-    (change,) = COPY.decode([b"a\\tb\\nc\\\\n\t\\b\\f\\r\\v\\.\n"], [0], SCHEMAS)
+    (change,) = COPY.decode([b"a\\tb\\nc\\\\n\t\\b\\f\\r\\v.\n"], [0], SCHEMAS)
     assert change.new == (b"a\tb\nc\\n", b"\b\f\r\v.")
 
 

@@ -23,12 +23,12 @@ from cdc.postgres.connection import (
 )
 from cdc.postgres.faults import translated
 from cdc.postgres.server import EmbeddedServer
-from tests.fix_postgres import DEBIAN, SETTINGS, WHEEL, Database, bindir
+from tests.fix_postgres import SETTINGS, WHEEL, Database, bindir, versions
 
 SECRET = "hunter2"
 
 
-@pytest.fixture(scope="module", params=[DEBIAN, WHEEL])
+@pytest.fixture(scope="module", params=versions())
 def guarded(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
     """A server that asks for passwords, with roles that lack something."""
     small = {**SETTINGS, "max_wal_senders": "1", "max_connections": "8"}

@@ -67,6 +67,7 @@ def test_two_days_end_equal_and_leave_a_log_that_the_suggested_commands_read(
         names = [info.name for info in log.streams()]
         assert names == [
             "flights",
+            "flights-tables",
             "late-labels",
             "late-metrics",
             "late-models",

@@ -15,7 +15,7 @@ import pytest
 from cdc.errors import EmbeddedServerFault
 from cdc.postgres import server as module
 from cdc.postgres.server import EmbeddedServer
-from tests.fix_postgres import DEBIAN, WHEEL, bindir
+from tests.fix_postgres import WHEEL, bindir, versions
 
 FAST = {"fsync": "off"}
 
@@ -28,7 +28,7 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-@pytest.mark.parametrize("version", [DEBIAN, WHEEL])
+@pytest.mark.parametrize("version", versions())
 def test_starts_on_port_and_socket_and_leaves_nothing(version: str) -> None:
     with EmbeddedServer.start(bindir=bindir(version), settings=FAST) as server:
         assert server.version.split(".")[0] == version

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    epilog="Example: eventlog capture --source shop --dsn service=shop --table 'public.*'"
+    epilog="Example: eventlog capture --source shop --dsn service=shop --table 'public.*' "
+    "--table 'public.customers(id,tier)' --hash public.orders.email"
 )
 @click.option(
     "--source", metavar="NAME", required=True, help="The source's name, and the stream's."
@@ -32,11 +33,41 @@ if TYPE_CHECKING:
     "tables",
     metavar="T",
     multiple=True,
-    help="A table, or tables such as 'public.*'; may be repeated.",
+    help="A table, or tables such as 'public.*'; may be repeated. Of 'public.customers(id,tier)' "
+    "no other column leaves the server, later ones neither.",
+)
+@click.option(
+    "--hash",
+    "hashes",
+    metavar="C",
+    multiple=True,
+    help="A column, such as public.customers.email, of which only a keyed hash is stored; equal "
+    "values have equal hashes in all tables. May be repeated.",
+)
+@click.option(
+    "--hash-key",
+    metavar="KEY",
+    help="The hashes' key: a file, or env:VAR; else <log>.hash-key beside the log, made at need.",
 )
 @click.option("--until", metavar="WHERE", help="End at the server's `current` position, or an LSN.")
 @click.option("--no-copy", is_flag=True, help="Leave out the rows that are there already.")
-@click.option("--temporary", is_flag=True, help="Use a slot that ends with the connection.")
+@click.option(
+    "--copy-workers",
+    metavar="N",
+    type=click.IntRange(min=1, max=64),
+    default=2,
+    show_default=True,
+    help="How many connections read the rows that are there.",
+)
+@click.option(
+    "--copy-rate",
+    metavar="MB",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Read at most so many megabytes a second of them, to spare a busy server.",
+)
+@click.option(
+    "--temporary", is_flag=True, help="A trial: nothing stays at the server when it ends."
+)
 @click.option("--slot", metavar="S", help="The slot's name, instead of one made from the source's.")
 @click.option("--publication", metavar="P", help="A publication that is there; it is not altered.")
 @log_option
@@ -47,8 +78,12 @@ def capture(
     source: str,
     dsn: str,
     tables: tuple[str, ...],
+    hashes: tuple[str, ...],
+    hash_key: str | None,
     until: str | None,
     no_copy: bool,
+    copy_workers: int,
+    copy_rate: float | None,
     temporary: bool,
     slot: str | None,
     publication: str | None,
@@ -75,6 +110,10 @@ def capture(
             report=report,
             until=until,
             copy=not no_copy,
+            hash=hashes,
+            hash_key=hash_key,
+            copy_workers=copy_workers,
+            copy_rate=copy_rate,
             temporary=temporary,
             slot=slot,
             publication=publication,

@@ -12,19 +12,42 @@ if TYPE_CHECKING:
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
-@click.command(epilog="Example: eventlog doctor --dsn service=shop --table 'public.*'")
+@click.command(
+    epilog="Example: eventlog doctor --dsn service=shop --table 'public.*' "
+    "--table 'public.customers(id,tier)' --hash public.orders.email"
+)
 @click.option("--dsn", required=True, envvar="EVENTLOG_DSN", help="The Postgres to look at.")
-@click.option("--table", "tables", multiple=True, help="A table to capture; 'public.*' for all.")
+@click.option(
+    "--table",
+    "tables",
+    metavar="T",
+    multiple=True,
+    help="A table to capture; 'public.*' for all, 'public.customers(id,tier)' for two columns.",
+)
+@click.option(
+    "--hash",
+    "hashes",
+    metavar="C",
+    multiple=True,
+    help="A column to hash, such as public.customers.email.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def doctor(ctx: click.Context, dsn: str, tables: tuple[str, ...], as_json: bool) -> None:
+def doctor(
+    ctx: click.Context,
+    dsn: str,
+    tables: tuple[str, ...],
+    hashes: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Check a Postgres before it is captured, and say how to mend what is wrong.
 
-    Changes nothing. Exits with 1 if anything would keep a capture from working.
+    Of each table it shows which columns would be stored, hashed and left out. Changes nothing.
+    Exits with 1 if anything would keep a capture from working.
     """
     from cdc.postgres.connection import has_password_in_text
     from cdc.postgres.doctor import Severity, examine
-    from eventlog.changes.table_name import TableName
+    from cdc.postgres.table_spec import ColumnName, TableSpec
 
     typed = ctx.get_parameter_source("dsn") == click.core.ParameterSource.COMMANDLINE
     if typed and has_password_in_text(dsn):
@@ -33,7 +56,8 @@ def doctor(ctx: click.Context, dsn: str, tables: tuple[str, ...], as_json: bool)
             "use --dsn env:VAR or ~/.pgpass",
             err=True,
         )
-    findings = examine(dsn, [TableName.parse(text) for text in tables])
+    columns = [str(ColumnName.parse(text)) for text in hashes]
+    findings = examine(dsn, [TableSpec.parse(text) for text in tables], columns)
     if as_json:
         _print_json(findings)
     else:
@@ -47,7 +71,10 @@ def _print_json(findings: list[Finding]) -> None:
     import json
 
     for finding in findings:
-        click.echo(json.dumps(dataclasses.asdict(finding), ensure_ascii=False))
+        shown = dataclasses.asdict(finding)
+        if finding.columns is None:
+            del shown["columns"]
+        click.echo(json.dumps(shown, ensure_ascii=False))
 
 
 def _print_table(findings: list[Finding]) -> None:

@@ -10,7 +10,7 @@ import click
 
 from cdc.commands.source_option import dsn_option, warn_of_dsn
 from eventlog.cli.options import json_option, log_option, open_log
-from eventlog.cli.printing import write_json
+from eventlog.cli.printing import write_json, write_lines
 
 
 @click.command("drop-source", epilog="Example: eventlog drop-source shop --dsn service=shop")
@@ -30,22 +30,45 @@ def drop_source(ctx: click.Context, name: str, dsn: str, log_dir: Path, as_json:
 
     checked_name(name, kind="source")
     warn_of_dsn(ctx, dsn)
-    dropped = driver_of(dsn).drop(dsn, name, _state(name, log_dir))
+    state, stays = _known(name, log_dir)
+    dropped = driver_of(dsn).drop(dsn, name, state)
     if as_json:
-        write_json({"source": name, "dropped": dropped})
-    elif dropped:
-        for what in dropped:
-            click.echo(f"dropped {what}")
-    else:
-        click.echo(f"the server holds no slot and no publication of source {name!r}")
+        write_json({"source": name, "dropped": dropped, "stays": stays})
+        return
+    lines = [f"dropped {what}" for what in dropped]
+    if not dropped:
+        lines.append(f"the server holds no slot and no publication of source {name!r}")
+    if stays is not None:
+        where = f"{stays['records']:,} records up to {stays['position']} in {log_dir}"
+        lines.append(f"The log keeps what was captured, readable as before: {where}.")
+        lines.append("To capture it again, choose another source name.")
+    write_lines(lines, flush=True)
 
 
-def _state(name: str, log_dir: Path) -> Mapping[str, Any] | None:
-    """What the log knows about the source; nothing where there is no log, or it knows nothing."""
-    from eventlog.errors import NotALog, UnknownStream
+def _known(name: str, log_dir: Path) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    """What the log knows about the source, and what it keeps; nothing where there is no log.
+
+    Raises SlotInUse while a capture of it runs in this log: it would end by a lost slot, or keep
+    streaming what nothing sends any more.
+    """
+    from cdc.errors import SlotInUse
+    from eventlog.changes.codec import codec
+    from eventlog.errors import NotALog
 
     try:
-        with open_log(log_dir) as log:
-            return log.source(name)
-    except (NotALog, UnknownStream):
-        return None
+        log = open_log(log_dir)
+    except NotALog:
+        return None, None
+    with log:
+        state = log.source(name)
+        if state is None:
+            return None, None
+        writer = log.engine.living_writer(name)
+        if writer is not None:
+            raise SlotInUse(
+                f"the source {name!r} is being captured by process {writer} into {log_dir}",
+                hint="stop that capture first",
+            )
+        position = codec(state["codec"]).position_text(state.get("position", 0))
+        start, end = log.engine.bounds(name)
+        return state, {"stream": name, "records": end - start, "position": position}

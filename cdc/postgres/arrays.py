@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 
@@ -39,7 +40,7 @@ def parse_array(text: bytes, load: Callable[[bytes], Any], delimiter: bytes = b"
 
 
 def _nested(text: bytes, load: Callable[[bytes], Any], delimiter: bytes) -> list[Any]:
-    find = _TOKENS[delimiter].match
+    find = _tokens(delimiter).match
     root: list[Any] = []
     stack = [root]
     at, wants_item = 0, True
@@ -74,11 +75,13 @@ def _nested(text: bytes, load: Callable[[bytes], Any], delimiter: bytes) -> list
 
 _QUOTING = re.compile(rb'["\\]')
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
-_TOKENS = {
-    mark: re.compile(
+
+
+@cache
+def _tokens(mark: bytes) -> re.Pattern[bytes]:
+    """What an array's text is made of, where `mark` parts the elements."""
+    return re.compile(
         rb'(?P<open>\{)|(?P<close>\})|(?P<comma>MARK)|"(?P<quoted>(?:[^"\\]|\\.)*)"'
-        rb'|(?P<bare>[^{}"\\MARK]+)'.replace(b"MARK", mark),
+        rb'|(?P<bare>[^{}"\\MARK]+)'.replace(b"MARK", re.escape(mark)),
         re.DOTALL,
     )
-    for mark in (b",", b";")
-}

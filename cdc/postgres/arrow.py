@@ -293,7 +293,7 @@ def _lists(
     An array with a second dimension does not fit, nor one whose bounds a list cannot tell.
     """
     inner = element(schema, oid)
-    mark = delimiter(inner)
+    mark = delimiter(schema, inner)
     unfit: list[int] = []
     rows: list[list[Any] | None] = []
     for place, text in enumerate(values):

@@ -13,15 +13,16 @@ message that is not a row to the next, and the rows between are moved as one run
 A transaction that ends at or below the position where this connection began was stored before and
 is dropped (D7). What is complete is taken with `take_complete`, together with the position that it
 reaches: the end of its last transaction, or a later keepalive's (PROTOCOL, keepalive rule).
-No IO and no clock; one thread.
+
+Where tables are copied beside the stream, `copies` sees their changes, and what a high watermark
+places comes right behind it. `hold` keeps back what begins at a position, for a copy that belongs
+exactly there. No IO and no clock; one thread.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +30,15 @@ import numpy.typing as npt
 from cdc.postgres import messages as m
 from cdc.postgres import wire
 from cdc.postgres.builder import BatchBuilder, TransactionMark
-from cdc.postgres.frames import U8, Frames, Run, without_heads
+from cdc.postgres.copies import TOKEN, Copies
+from cdc.postgres.frames import U8, Frames, Run, without_heads, words_at
+from cdc.postgres.gate import Gate
+from cdc.postgres.gathered import Flush, Gathered
 from cdc.postgres.lsn import Lsn
+from cdc.postgres.open_transaction import OpenTransaction
 from cdc.postgres.schema_book import SchemaBook
 from cdc.postgres.state import PGOUTPUT
+from eventlog.changes.schema import Schema
 from eventlog.engine import Batch
 
 OWN_PREFIX = "eventlog"
@@ -47,50 +53,27 @@ _IS_ROW[[ord("I"), ord("U"), ord("D")]] = True
 _FEW = 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flush:
-    """What one commit shall publish. `staged_end`: the staged transaction comes first, with it."""
-
-    batches: Sequence[Batch]
-    staged_end: Lsn | None
-    schemas: Sequence[tuple[int, Mapping[str, Any]]]
-    position: Lsn
-
-
-@dataclass(slots=True, kw_only=True)
-class _Open:
-    """The transaction between Begin and Commit."""
-
-    begin: m.Begin
-    skipped: bool
-    builder: BatchBuilder
-    batches: list[Batch] = field(default_factory=list)
-    batches_bytes: int = 0
-    count: int = 0
-    staged: bool = False
-
-    def close_batch(self) -> None:
-        """Encode what the builder holds; the transaction goes on in a new one."""
-        batch = self.builder.batch()
-        self.batches.append(batch)
-        self.batches_bytes += len(batch.body.data)
-        mark = replace(self.builder.marks[0], first=0)
-        self.builder = BatchBuilder(codec=PGOUTPUT, back=self.count, marks=[mark])
-
-
 class Assembler:
     """Turns the frames of one replication connection into batches."""
 
-    def __init__(self, book: SchemaBook, position: Lsn) -> None:
+    def __init__(
+        self,
+        book: SchemaBook,
+        position: Lsn,
+        *,
+        copies: Copies | None = None,
+        gate: Gate | None = None,
+    ) -> None:
         """`position`: what is stored already; transactions that end there or below are dropped."""
         self._book = book
+        self._copies = Copies(book, {}) if copies is None else copies
+        self._gate = gate
+        self._barrier: Lsn | None = None
+        self._held: Frames | None = None
         self._stored = position
         self._reached = position
-        self._open: _Open | None = None
-        self._done: BatchBuilder | None = None
-        self._ready: list[Batch] = []
-        self._ready_bytes = 0
-        self._staged_end: Lsn | None = None
+        self._open: OpenTransaction | None = None
+        self._complete = Gathered()
         self._announced: dict[int, m.Relation] = {}
         self._versions: dict[int, int] = {}
         self._handlers: dict[int, Callable[[Frames, int], None]] = {
@@ -101,10 +84,14 @@ class Assembler:
             ord("T"): self._truncate,
             ord("O"): self._origin,
             ord("Y"): self._nothing,
+            # Servers tell of an abort where changes were spilled, though none were streamed.
+            ord("A"): self._nothing,
         }
         self.reply_requested = False
         self.server_end = position
         self.rows = 0
+        self.described = 0
+        self.doubts: list[tuple[int, str]] = []
 
     @property
     def reached(self) -> Lsn:
@@ -114,7 +101,7 @@ class Assembler:
     @property
     def complete_bytes(self) -> int:
         """Bytes of whole transactions not taken yet."""
-        return self._ready_bytes + (self._done.size if self._done else 0)
+        return self._complete.bytes
 
     @property
     def open_bytes(self) -> int:
@@ -124,19 +111,22 @@ class Assembler:
     @property
     def has_complete(self) -> bool:
         """Whether a whole transaction waits to be taken."""
-        return self._done is not None or bool(self._ready) or self._staged_end is not None
+        return bool(self._complete)
 
     def take_complete(self) -> Flush:
         """Take all whole transactions, and the position they reach."""
-        self._close_done()
-        flush = Flush(
-            batches=self._ready,
-            staged_end=self._staged_end,
+        batches, staged_end = self._complete.take()
+        # The commit that stores a version in doubt also stores that its table is copied again.
+        for relation, reason in self._book.take_doubts():
+            if self._copies.again(relation):
+                self.doubts.append((relation, reason))
+        return Flush(
+            batches=batches,
+            staged_end=staged_end,
             schemas=self._book.take_pending(),
             position=self._reached,
+            cursors=self._copies.take_cursors(),
         )
-        self._ready, self._ready_bytes, self._staged_end = [], 0, None
-        return flush
 
     def take_open(self) -> list[Batch]:
         """Take the open transaction's full batches, to be staged.
@@ -149,8 +139,39 @@ class Assembler:
         self._open.staged = True
         return batches
 
+    @property
+    def stopped(self) -> bool:
+        """Whether everything before the hold's position is complete, and nothing behind came in."""
+        if self._barrier is None or self._open is not None:
+            return False
+        return self._barrier == 0 or self._held is not None
+
+    def hold(self, at: Lsn) -> None:
+        """Keep back every transaction whose commit record starts at `at` or later; 0: every one.
+
+        REQUIRES: `feed` is not called while this is `stopped`.
+        """
+        self._hold_at(at)
+
+    def insert(self, batches: Sequence[Batch]) -> None:
+        """Put batches behind all that is complete. REQUIRES: stopped."""
+        assert self.stopped
+        for batch in batches:
+            self._complete.keep(batch)
+
+    def release(self) -> None:
+        """Go on with what was kept back."""
+        self._hold_at(None)
+
+    def _hold_at(self, barrier: Lsn | None) -> None:
+        self._barrier = barrier
+        if self._held is not None:
+            held, self._held = self._held, None
+            self.feed(held)
+
     def feed(self, frames: Frames) -> None:
         """Take in what came. Raises WireError for what is no replication stream."""
+        assert self._held is None
         if not len(frames):
             return
         data: U8 = np.frombuffer(frames.data, np.uint8)
@@ -161,7 +182,7 @@ class Assembler:
         long_enough = ends - starts >= XLOG_HEAD + _ROW_BYTES_MIN
         is_row = (data[starts] == ord("w")) & _IS_ROW[data[tag_at]] & long_enough
         run = without_heads(frames, is_row, XLOG_HEAD)
-        relations = _relations(data, starts[is_row] + XLOG_HEAD + 1)
+        relations = words_at(data, starts[is_row] + XLOG_HEAD + 1)
         before = np.cumsum(is_row)
 
         at = 0
@@ -169,6 +190,9 @@ class Assembler:
             if special > at:
                 low = int(before[at - 1]) if at else 0
                 self._rows(run, relations, low, int(before[special - 1]))
+            if self._barrier is not None and self._is_beyond(frames, special):
+                self._held = frames.cut(special)
+                return
             self._special(frames, special)
             at = special + 1
         if at < len(frames):
@@ -192,14 +216,29 @@ class Assembler:
         if self._open is None:
             self._reached = max(self._reached, frame.end)
 
+    def _is_beyond(self, frames: Frames, i: int) -> bool:
+        """Whether a frame is the first of what a hold keeps back."""
+        start = int(frames.starts[i]) + XLOG_HEAD
+        tag = frames.data[start : start + 1]
+        if tag not in (b"B", b"M") or frames.data[start - XLOG_HEAD] != ord("w"):
+            return False
+        assert self._barrier is not None
+        if tag == b"M":
+            message = wire.parse(_payload(frames, i))
+            assert isinstance(message, m.LogicalMessage)
+            # One outside of transactions comes where it stands in the source's log.
+            return not message.transactional and message.lsn >= self._barrier
+        _, final, _, _ = _BEGIN.unpack(_payload(frames, i, _BEGIN.size))
+        return bool(final >= self._barrier)
+
     def _begin(self, frames: Frames, i: int) -> None:
         payload = _payload(frames, i, _BEGIN.size)
         _, final, time, xid = _BEGIN.unpack(payload)
         if self._open is not None:
             raise wire.WireError("a transaction begins inside another")
-        begin = m.Begin(Lsn(final), time + wire.EPOCH_US, xid)
+        begin = m.Begin(Lsn(final), wire.unix_us(time), xid)
         mark = TransactionMark(first=0, time_us=begin.commit_time_us, tx=xid, position=0)
-        self._open = _Open(
+        self._open = OpenTransaction(
             begin=begin,
             skipped=final < self._stored,
             builder=BatchBuilder(codec=PGOUTPUT, marks=[mark]),
@@ -220,24 +259,32 @@ class Assembler:
             raise wire.WireError(f"a transaction ends at {Lsn(end)}, behind {self._reached}")
         self._reached = Lsn(end)
         if opened.count:
-            self._complete(opened, end)
+            self._finish(opened, end)
+        for token in opened.watermarks:
+            self._place(token, Lsn(end), opened.begin)
 
-    def _complete(self, opened: _Open, end: int) -> None:
+    def _place(self, token: bytes, end: Lsn, begin: m.Begin) -> None:
+        batches = self._copies.place(
+            token,
+            position=end,
+            time_us=begin.commit_time_us,
+            described=lambda relation: self._describe(relation, begin),
+        )
+        for batch in batches:
+            self._complete.keep(batch)
+
+    def _finish(self, opened: OpenTransaction, end: int) -> None:
         builder = opened.builder
         for mark in builder.marks:
             mark.position = end
         if opened.staged:
             assert not self.has_complete
-            self._staged_end = Lsn(end)
-        if opened.batches or opened.staged:
-            self._close_done()
-            for batch in opened.batches:
-                batch.transactions.position[:] = end
-                self._keep(batch)
-            self._done = builder if builder.count else None
-        elif self._done is None or not self._done.absorb(builder):
-            self._close_done()
-            self._done = builder
+            self._complete.staged_end = Lsn(end)
+        for batch in opened.batches:
+            batch.transactions.position[:] = end
+            self._complete.keep(batch)
+        if builder.count:
+            self._complete.add(builder)
 
     def _rows(self, run: Run, relations: npt.NDArray[np.uint32], low: int, high: int) -> None:
         opened = self._transaction()
@@ -247,21 +294,21 @@ class Assembler:
         found = relations[low:high]
         distinct = set(found.tolist()) if high - low <= _FEW else np.unique(found).tolist()
         versions = {relation: self._version(relation) for relation in distinct}
-        self._add(opened, run.cut(low, high), versions)
+        part = run.cut(low, high)
+        if not self._copies.windows.keys().isdisjoint(versions):
+            for relation in self._copies.windows.keys() & versions:
+                schema = self._current(relation)
+                xid = opened.begin.xid
+                self._copies.see(part, found, relation, schema, xid=xid)
+        if self._gate is not None and not self._gate.relations.isdisjoint(versions):
+            schemas = {relation: self._current(relation) for relation in versions}
+            part = self._gate.records(part, found, schemas)
+        opened.add(part, versions)
 
-    def _add(self, opened: _Open, run: Run, versions: dict[int, int]) -> None:
-        at = 0
-        while at < len(run):
-            if not opened.builder.agrees(versions):
-                opened.close_batch()
-            fits = opened.builder.room_for(run.ends, at)
-            if fits > at:
-                whole = at == 0 and fits == len(run)
-                opened.builder.add(run if whole else run.cut(at, fits), versions)
-                opened.count += fits - at
-                at = fits
-            if at < len(run):
-                opened.close_batch()
+    def _current(self, relation: int) -> Schema:
+        schema = self._book.schema(relation)
+        assert schema is not None
+        return schema
 
     def _relation(self, frames: Frames, i: int) -> None:
         message = wire.parse(_payload(frames, i))
@@ -269,13 +316,20 @@ class Assembler:
         # Looked up with its first change: what comes in a dropped transaction may be older than
         # what the book knows already.
         self._announced[message.relation] = message
+        self._copies.announced(message.relation)
 
     def _truncate(self, frames: Frames, i: int) -> None:
         opened = self._transaction()
         for record in wire.split_truncate(_payload(frames, i)):
             relation = int.from_bytes(record[6:10], "big")
-            if not opened.skipped:
-                self._add(opened, _single(record), {relation: self._version(relation)})
+            if opened.skipped:
+                continue
+            run, version = _single(record), self._version(relation)
+            if relation in self._copies.windows:
+                named = np.array([relation], np.uint32)
+                schema, xid = self._current(relation), opened.begin.xid
+                self._copies.see(run, named, relation, schema, xid=xid)
+            opened.add(run, {relation: version})
 
     def _message(self, frames: Frames, i: int) -> None:
         payload = _payload(frames, i)
@@ -284,8 +338,12 @@ class Assembler:
         own = message.prefix == OWN_PREFIX
         if message.transactional:
             opened = self._transaction()
-            if not own and not opened.skipped:
-                self._add(opened, _single(payload), {})
+            if opened.skipped:
+                return
+            if not own:
+                opened.add(_single(payload), {})
+            elif TOKEN.fullmatch(message.content):
+                opened.watermarks.append(bytes(message.content))
             return
         # Its lsn is where its WAL record starts: the first byte behind it is past every earlier
         # record, and no later one starts below.
@@ -298,9 +356,7 @@ class Assembler:
         mark = TransactionMark(first=0, time_us=head.sent_us, tx=0, position=message.lsn)
         builder = BatchBuilder(codec=PGOUTPUT, marks=[mark])
         builder.add(_single(payload), {})
-        if self._done is None or not self._done.absorb(builder):
-            self._close_done()
-            self._done = builder
+        self._complete.add(builder)
 
     def _origin(self, frames: Frames, i: int) -> None:
         message = wire.parse(_payload(frames, i))
@@ -312,27 +368,25 @@ class Assembler:
         wire.parse(_payload(frames, i))
 
     def _version(self, relation: int) -> int:
-        announced = self._announced.pop(relation, None)
-        if announced is not None:
-            self._versions[relation] = self._book.version_of(announced)
+        self._describe(relation, self._transaction().begin)
         version = self._versions.get(relation)
         if version is None:
             raise wire.WireError(f"a change of relation {relation} came before its description")
         return version
 
-    def _transaction(self) -> _Open:
+    def _describe(self, relation: int, begin: m.Begin) -> None:
+        """Bring the book up to date with what the stream said of a table."""
+        announced = self._announced.pop(relation, None)
+        if announced is not None:
+            self.described += 1
+            self._versions[relation] = self._book.version_of(
+                announced, xid=begin.xid, position=begin.final_lsn
+            )
+
+    def _transaction(self) -> OpenTransaction:
         if self._open is None:
             raise wire.WireError("a message that belongs into a transaction came outside of one")
         return self._open
-
-    def _close_done(self) -> None:
-        if self._done is not None:
-            self._keep(self._done.batch())
-            self._done = None
-
-    def _keep(self, batch: Batch) -> None:
-        self._ready.append(batch)
-        self._ready_bytes += len(batch.body.data)
 
 
 def _payload(frames: Frames, i: int, size: int | None = None) -> bytes:
@@ -344,10 +398,3 @@ def _payload(frames: Frames, i: int, size: int | None = None) -> bytes:
 
 def _single(record: bytes) -> Run:
     return Run(data=record, ends=np.array([len(record)]))
-
-
-def _relations(data: U8, at: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
-    value = np.zeros(len(at), np.uint32)
-    for i in range(4):
-        value = (value << np.uint32(8)) | data[at + i]
-    return value

@@ -122,6 +122,10 @@ def element(schema: Schema, oid: int) -> int:
     return kind.element
 
 
-def delimiter(element_oid: int) -> bytes:
-    """What parts the elements in an array's text."""
-    return b";" if element_oid == BOX else b","
+def delimiter(schema: Schema, element_oid: int) -> bytes:
+    """What parts the elements in an array's text. A domain has the one of its base type."""
+    oid, _ = underlying(schema, element_oid)
+    if oid == BOX:
+        return b";"
+    kind = schema.types.get(oid)
+    return b"," if kind is None else kind.delimiter.encode()

@@ -8,30 +8,26 @@ published (I6). What a commit stores is decided in `assembler.py`, when in `stre
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
-from cdc.errors import CaptureError, MissingTable, SlotInUse
+from cdc.errors import CaptureError, SlotInUse
 from cdc.options import Event, Options, Outcome, Report
-from cdc.postgres import catalog, copying, setup
-from cdc.postgres.catalog import CatalogRelation, Table
+from cdc.postgres import setup
+from cdc.postgres.attendant import Attendant
+from cdc.postgres.beginning import HELD_FIRST_S, HELD_SLOT_S, Beginning
 from cdc.postgres.connection import Connection, connect, connect_replication
 from cdc.postgres.copying import CopyProgress
 from cdc.postgres.libpq import ReplicationStream, Wake
 from cdc.postgres.lsn import Lsn
-from cdc.postgres.schema_book import SchemaBook
-from cdc.postgres.setup import Prepared
+from cdc.postgres.samples import Samples
 from cdc.postgres.state import Phase, SourceState
 from cdc.postgres.streaming import Streamer
+from cdc.postgres.taking_up import gate_and_book, taken_up
+from cdc.postgres.throttle import Throttle
 from eventlog import Log
-from eventlog.changes.schema import Column, Schema
-from eventlog.engine import Append, Batch, Plan, SourceUpdate, Writer, generation
+from eventlog.engine import Writer, generation
 
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
-HELD_SLOT_S = 5.0
-"""How long a restart waits for the server to notice that the slot's last user is gone."""
-
-HELD_FIRST_S = 0.1
 
 
 class Capture:
@@ -53,6 +49,8 @@ class Capture:
         self._streamed = False
         # The connection that holds a temporary slot, which must not be closed before streaming.
         self._temporary: Connection | None = None
+        rate = options.copy_rate
+        self._throttle = Throttle(None if rate is None else rate * 1e6)
 
     def stop(self) -> None:
         """End the capture in order: what was received whole is stored and acknowledged."""
@@ -80,6 +78,7 @@ class Capture:
             conn.close()
             if self._temporary is not None:
                 self._temporary.close()
+            setup.remove_trial(self._dsn, self._engine.source_state(self._name), self._report)
             self._wake.close()
         kept = None if state.temporary else state.slot
         by_hand = kept is not None and not state.slot_ours
@@ -90,7 +89,7 @@ class Capture:
             slot_drop=f"SELECT pg_drop_replication_slot('{state.slot}');" if by_hand else None,
         )
 
-    # Preparation and copy
+    # Preparation
 
     def _prepare(self, conn: Connection, writer: Writer) -> SourceState:
         stored = self._engine.source_state(self._name)
@@ -100,104 +99,38 @@ class Capture:
             restored = generation.restored(self._engine, self._name)
             if restored is not None:
                 setup.require_nothing_captured_since(conn, state, generation=restored)
-        if state is not None and state.phase is Phase.STREAMING:
-            return state
-        if state is not None:
-            self._report(Event(kind="warning", text="the last copy was cut off; it begins anew"))
-            self._drop_unfinished(conn, state)
-        replication = connect_replication(self._dsn)
-        try:
-            prepared = setup.plan_source(conn, replication, self._name, self._options, self._report)
-            self._store(writer, prepared.state)
-            state, created = setup.make_slot(conn, replication, prepared.state)
-            self._store(writer, state)
-            if created is not None and created.snapshot is not None:
-                state = self._copy(writer, prepared, state, created.snapshot)
-        except BaseException:
-            replication.close()
-            raise
-        if state.temporary:
-            self._temporary = replication
-        else:
-            replication.close()
+            if state.phase is Phase.STREAMING:
+                return state
+        beginning = Beginning(
+            log=self._log,
+            name=self._name,
+            dsn=self._dsn,
+            options=self._options,
+            writer=writer,
+            throttle=self._throttle,
+            progress=self._report_copy,
+            report=self._report,
+            stopped=lambda: self._stopping,
+        )
+        state = beginning.state(conn, state)
+        self._temporary = beginning.temporary
         return state
 
-    def _drop_unfinished(self, conn: Connection, state: SourceState) -> None:
-        deadline = time.monotonic() + HELD_SLOT_S
-        while True:
-            try:
-                return setup.drop_unfinished(conn, state)
-            except SlotInUse:
-                # The server may not have noticed yet that the capture that made it was killed.
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(HELD_FIRST_S)
-
-    def _copy(
-        self, writer: Writer, prepared: Prepared, state: SourceState, snapshot_name: str
-    ) -> SourceState:
-        def store(batches: list[Batch]) -> None:
-            self._store(writer, state, book=book, batches=batches)
-
-        conn = connect(self._dsn)
-        try:
-            snapshot = copying.begin(conn, snapshot_name, state.position)
-            describer = connect(self._dsn)
-            book = self._book(describer, state)
-            try:
-                for table in prepared.tables:
-                    schema = self._schema(describer, book, table)
-                    whole = copying.copy_table(
-                        conn,
-                        table,
-                        schema,
-                        snapshot,
-                        where=prepared.row_filters.get(table.oid),
-                        store=store,
-                        progress=self._report_copy,
-                        stopped=lambda: self._stopping,
-                    )
-                    if not whole:
-                        return state
-            finally:
-                describer.close()
-        finally:
-            conn.close()
-        streaming = replace(state, phase=Phase.STREAMING)
-        self._store(writer, streaming)
-        return streaming
-
     def _report_copy(self, progress: CopyProgress) -> None:
-        kind, verb = ("copied", "copied") if progress.done else ("copying", "copying")
+        kind = "copied" if progress.done else "copying"
         if progress.done:
             self._rows += progress.rows
         self._report(
             Event(
                 kind=kind,
-                text=f"{verb} {progress.table}: {progress.rows:,} rows",
+                text=f"{kind} {progress.table}: {progress.rows:,} rows",
                 table=progress.table,
                 rows=progress.rows,
                 rows_estimate=progress.rows_estimate,
                 bytes=progress.bytes,
+                bytes_estimate=progress.bytes_estimate,
             )
         )
-
-    def _store(
-        self,
-        writer: Writer,
-        state: SourceState,
-        *,
-        book: SchemaBook | None = None,
-        batches: list[Batch] | None = None,
-    ) -> None:
-        update = SourceUpdate(
-            stream=self._name,
-            writer_epoch=writer.epoch,
-            state=state.to_map(),
-            schemas=book.take_pending() if book else (),
-        )
-        appends = [Append(stream=self._name, batches=batches)] if batches else []
-        self._engine.commit(Plan(appends=appends, sources=[update]))
 
     # Streaming
 
@@ -245,89 +178,66 @@ class Capture:
             stream = ReplicationStream(
                 replication, state.slot, state.position, list(state.publications), self._wake
             )
-            streamer = Streamer(
-                self._engine,
-                writer,
-                state,
-                stream,
-                self._book(describer, state),
-                self._options,
-                wake=self._wake.set,
-                report=self._report,
-                stopping=lambda: self._stopping,
-            )
-            self._streamed = True
-            text = f"streaming {self._name} from {state.position}"
-            self._report(Event(kind="streaming", text=text, position=str(state.position)))
             try:
-                return streamer.run(until)
+                return self._attended(writer, state, describer, stream, until)
             finally:
-                self._rows += streamer.rows
                 stream.close()
         finally:
             describer.close()
             if replication is not None:
                 replication.close()
 
+    def _attended(
+        self,
+        writer: Writer,
+        state: SourceState,
+        describer: Connection,
+        stream: ReplicationStream,
+        until: Lsn | None,
+    ) -> SourceState:
+        """Stream, with an attendant who looks after the tables."""
+        known = Samples(state.looked)
+        gate, book = gate_and_book(self._log, self._name, self._options, state, describer, known)
+        copies = taken_up(self._engine, self._name, state, book, gate)
+        streamer = Streamer(
+            self._engine,
+            writer,
+            state,
+            stream,
+            book,
+            self._options,
+            copies=copies,
+            gate=gate,
+            noticed=lambda: attendant.look_soon(),
+            wake=self._wake.set,
+            report=self._report,
+            stopping=lambda: self._stopping or attendant.failed,
+        )
+        attendant = Attendant(
+            self._log,
+            self._name,
+            self._dsn,
+            streamer,
+            known,
+            self._options,
+            throttle=self._throttle,
+            progress=self._report_copy,
+            report=self._report,
+            stopping=lambda: self._stopping,
+        )
+        self._streamed = True
+        text = f"streaming {self._name} from {state.position}"
+        self._report(Event(kind="streaming", text=text, position=str(state.position)))
+        attendant.start()
+        try:
+            state = streamer.run(until, settled=lambda: attendant.at_rest)
+        finally:
+            self._rows += streamer.rows
+            attendant.stop()
+        attendant.require_done(all_of_it=not self._stopping)
+        return state
+
     def _target(self, conn: Connection, replication: Connection) -> Lsn | None:
         if self._options.until == "current" and self._until is None:
             self._until = setup.current_end(conn, replication)
         return self._until
-
-    # Schemas
-
-    def _book(self, describer: Connection, state: SourceState) -> SchemaBook:
-        stored = self._engine.schemas(self._name)
-        versions = [Schema.from_map(number, fields) for number, fields in stored]
-        return SchemaBook(
-            versions,
-            describe=lambda oid: _view(describer, oid),
-            inserts_only=state.partial,
-        )
-
-    def _schema(self, conn: Connection, book: SchemaBook, table: Table) -> Schema:
-        relation = catalog.describe_relation(conn, table.oid)
-        view = CatalogViewOf(relation)
-        columns = tuple(column for column in view.columns if column.name in table.columns)
-        schema = Schema(
-            id=0,
-            offset=0,
-            relation=relation.oid,
-            namespace=relation.schema,
-            name=relation.name,
-            identity=relation.identity,
-            columns=columns,
-            types=relation.types,
-        )
-        book.adopt(schema)
-        adopted = book.schema(table.oid)
-        assert adopted is not None
-        return adopted
-
-
-class CatalogViewOf:
-    """A relation of the catalog in the terms of the log's schemas."""
-
-    def __init__(self, relation: CatalogRelation) -> None:
-        full = relation.identity == "f"
-        self.columns = tuple(
-            Column(
-                name=column.name,
-                type=column.type,
-                typmod=column.typmod,
-                # The server flags every column under REPLICA IDENTITY FULL.
-                key=full or column.key,
-                attribute=column.attribute,
-                missing=column.missing,
-            )
-            for column in relation.columns
-            if not column.generated
-        )
-        self.types = relation.types
-
-
-def _view(conn: Connection, oid: int) -> CatalogViewOf | None:
-    try:
-        return CatalogViewOf(catalog.describe_relation(conn, oid))
-    except MissingTable:
-        return None

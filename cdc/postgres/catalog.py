@@ -1,4 +1,4 @@
-"""What the server's catalog tells: who the server is, which tables a name means, how they look.
+"""What the server's catalog tells: who the server is, and which tables a name means.
 
 A partitioned table is one table: patterns mean it, not its partitions, and our publications send
 the changes of its partitions as its own (`publish_via_partition_root`). A partition that is named
@@ -8,7 +8,7 @@ by itself, without its root, is a table of its own.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from psycopg import sql
@@ -18,8 +18,9 @@ from cdc.postgres import catalog_queries as queries
 from cdc.postgres.connection import Connection
 from cdc.postgres.faults import translated
 from cdc.postgres.lsn import Lsn
-from eventlog.changes.schema import SourceType
-from eventlog.changes.table_name import TableName
+from cdc.postgres.table_spec import TableSpec, as_spec
+from eventlog.changes.table_name import TableName, quoted
+from eventlog.errors import UsageError
 
 OLDEST_VERSION = 140_000
 """The oldest server_version_num that can be captured: 14 brought pgoutput's `messages`."""
@@ -48,8 +49,8 @@ class Table:
 
     `kind`: r table, p partitioned. `identity`: d primary key, n nothing, f full, i index.
     `has_key`: its identity is a primary key or an index that exists. `updatable`: publishing
-    updates and deletes does not break them at the source (D13). `columns`: what a copy reads, in
-    order.
+    updates and deletes does not break them at the source (D13). `columns`: what may leave the
+    source, in order; `listed`: the user chose them, so that columns added later stay out.
     `rows_estimate` comes from statistics, None if there are none; `bytes` is its size on disk.
     """
 
@@ -63,6 +64,7 @@ class Table:
     columns: tuple[str, ...]
     rows_estimate: int | None
     bytes: int
+    listed: bool = False
 
     @property
     def table(self) -> TableName:
@@ -81,31 +83,6 @@ class PassedOver:
     schema: str
     name: str
     reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CatalogColumn:
-    """A column in the catalog; `missing` is the text of its fast default, None if it has none."""
-
-    attribute: int
-    name: str
-    type: int
-    typmod: int
-    key: bool
-    generated: bool
-    missing: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CatalogRelation:
-    """A relation as it stands in the catalog now, and every type that its columns use."""
-
-    oid: int
-    schema: str
-    name: str
-    identity: str
-    columns: tuple[CatalogColumn, ...]
-    types: Mapping[int, SourceType]
 
 
 def server_version(conn: Connection) -> int:
@@ -162,15 +139,19 @@ def timeline_history(replication: Connection, timeline: int) -> list[TimelineSwi
     return switches
 
 
-def resolve_tables(conn: Connection, patterns: Sequence[TableName]) -> list[Table]:
+def resolve_tables(conn: Connection, patterns: Sequence[TableName | TableSpec]) -> list[Table]:
     """The tables that these names and patterns mean, by schema and name, each once.
 
-    Raises MissingTable for a name that is not there or cannot be captured, and for a pattern that
-    matches no table.
+    A list of columns narrows its table, also where a pattern means that table too. Raises
+    MissingTable for a name that is not there or cannot be captured, for a pattern that matches no
+    table and for a column that is not there; UsageError for lists that contradict each other.
     """
     relations = list(_relations(conn))
+    specs = [as_spec(pattern) for pattern in patterns]
     chosen: dict[int, _Relation] = {}
-    for pattern in patterns:
+    named: dict[int, TableSpec] = {}
+    for spec in specs:
+        pattern = spec.table
         matching = [r for r in relations if pattern.matches(r.table.schema, r.table.name)]
         usable = [r for r in matching if r.obstacle is None]
         if pattern.is_pattern:
@@ -178,17 +159,64 @@ def resolve_tables(conn: Connection, patterns: Sequence[TableName]) -> list[Tabl
         if not usable:
             raise _missing(pattern, matching, relations)
         chosen.update((r.table.oid, r) for r in usable)
-    covered = [r for r in chosen.values() if not chosen.keys() & set(r.ancestors)]
-    return sorted((r.table for r in covered), key=lambda table: (table.schema, table.name))
+        if not pattern.is_pattern:
+            oid = usable[0].table.oid
+            if named.setdefault(oid, spec).columns != spec.columns:
+                raise UsageError(
+                    f"{pattern} is given twice, as {named[oid]} and as {spec}",
+                    hint="name the table once, with the columns that may be stored",
+                )
+    tables = []
+    for oid, relation in chosen.items():
+        columns = named[oid].columns if oid in named else None
+        roots = [chosen[above] for above in relation.ancestors if above in chosen]
+        if roots and columns is not None:
+            raise UsageError(
+                f"{named[oid]} is a partition of {roots[-1].table.table}, whose rows are captured "
+                "as one table",
+                hint=f"give the columns to {roots[-1].table.table} instead",
+            )
+        if not roots:
+            tables.append(relation.table if columns is None else _listed(relation.table, columns))
+    return sorted(tables, key=lambda table: (table.schema, table.name))
 
 
-def passed_over(conn: Connection, patterns: Sequence[TableName]) -> list[PassedOver]:
+def tables_now(conn: Connection, specs: Sequence[TableSpec]) -> list[Table]:
+    """What these specs mean now, for a source that is captured already, by schema and name.
+
+    What is not there is passed over. A table is never wider than a list of its columns, also where
+    some of these are gone, and is left out where none of them is there.
+    """
+    chosen: dict[int, _Relation] = {}
+    allowed: dict[int, set[str]] = {}
+    for r in _relations(conn):
+        matching = [s for s in specs if s.table.matches(r.table.schema, r.table.name)]
+        if r.root:
+            matching = [spec for spec in matching if not spec.table.is_pattern]
+        if r.obstacle is not None or not matching:
+            continue
+        chosen[r.table.oid] = r
+        lists = [set(spec.columns) for spec in matching if spec.columns is not None]
+        if lists:
+            allowed[r.table.oid] = set.intersection(*lists)
+    tables = []
+    for oid, relation in chosen.items():
+        table = relation.table
+        if oid in allowed:
+            table = replace(with_columns(table, list(allowed[oid])), listed=True)
+        if (table.columns or not table.listed) and not chosen.keys() & set(relation.ancestors):
+            tables.append(table)
+    return sorted(tables, key=lambda table: (table.schema, table.name))
+
+
+def passed_over(conn: Connection, patterns: Sequence[TableName | TableSpec]) -> list[PassedOver]:
     """What the patterns match and `resolve_tables` leaves out, each with its reason."""
+    names = [as_spec(pattern).table for pattern in patterns]
     return [
         PassedOver(schema=r.table.schema, name=r.table.name, reason=r.obstacle)
         for r in _relations(conn)
         if r.obstacle is not None
-        and any(p.is_pattern and p.matches(r.table.schema, r.table.name) for p in patterns)
+        and any(n.is_pattern and n.matches(r.table.schema, r.table.name) for n in names)
     ]
 
 
@@ -196,52 +224,6 @@ def tables_by_oid(conn: Connection, oids: Sequence[int]) -> dict[int, Table]:
     """The tables of these relation ids, those that exist."""
     wanted = set(oids)
     return {r.table.oid: r.table for r in _relations(conn) if r.table.oid in wanted}
-
-
-def describe_relation(conn: Connection, oid: int) -> CatalogRelation:
-    """A relation, its columns without the dropped ones, and their types with what these rest on.
-
-    Raises MissingTable if it was dropped.
-    """
-    with translated(f"reading the catalog about relation {oid}"):
-        head = conn.execute(queries.RELATION, [oid]).fetchone()
-        columns = conn.execute(queries.COLUMNS, {"oid": oid}).fetchall()
-        types = conn.execute(queries.TYPES, [[row[2] for row in columns]]).fetchall()
-    if head is None:
-        raise MissingTable(
-            f"the relation with id {oid} is not in the catalog any more",
-            hint="the table was dropped; stop naming it",
-        )
-    return CatalogRelation(
-        oid=oid,
-        schema=head[0],
-        name=head[1],
-        identity=head[2],
-        columns=tuple(
-            CatalogColumn(
-                attribute=attribute,
-                name=name,
-                type=type_id,
-                typmod=typmod,
-                key=key,
-                generated=generated,
-                missing=None if missing is None else _only_element(missing),
-            )
-            for attribute, name, type_id, typmod, key, generated, missing in columns
-        ),
-        types={
-            row[0]: SourceType(
-                id=row[0],
-                namespace=row[1],
-                name=row[2],
-                kind=row[3],
-                base=row[4],
-                base_typmod=row[5],
-                element=row[6],
-            )
-            for row in types
-        },
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,19 +290,21 @@ def _missing(
     return MissingTable(cause, hint="list the tables with \\dt *.* in psql; mind the database")
 
 
-def _only_element(array: str) -> str:
-    """The one element of an array's text: `{7}`, `{"a b"}`; quotes and backslashes undone."""
-    inner = array[1:-1]
-    if not inner.startswith('"'):
-        return inner
-    result, escaped = [], False
-    for character in inner[1:-1]:
-        if character == "\\" and not escaped:
-            escaped = True
-            continue
-        result.append(character)
-        escaped = False
-    return "".join(result)
+def _listed(table: Table, columns: Sequence[str]) -> Table:
+    for column in columns:
+        if column not in table.columns:
+            raise missing_column(table, column)
+    return replace(with_columns(table, columns), listed=True)
+
+
+def missing_column(table: Table, column: str) -> MissingTable:
+    """The error for a column that the table does not have, or that is computed when read."""
+    near = difflib.get_close_matches(column, table.columns, n=3, cutoff=0.6)
+    listing = ", ".join(map(quoted, near or table.columns))
+    return MissingTable(
+        f"{table.table} has no column {quoted(column)} that can be captured",
+        hint=f"did you mean {listing}?" if near else f"its columns are {listing}",
+    )
 
 
 def with_columns(table: Table, columns: Sequence[str]) -> Table:

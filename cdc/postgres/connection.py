@@ -23,7 +23,7 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from cdc.errors import BadDsn
-from cdc.postgres.faults import Target, refused
+from cdc.postgres.faults import Target, refused, translated
 
 APPLICATION_NAME = "eventlog"
 CONNECT_TIMEOUT_S = 10
@@ -37,15 +37,28 @@ PINNED = {
     "bytea_output": "hex",
     "lc_monetary": "C",
     "search_path": "pg_catalog",
+    # What regclass, regtype and their like are written with.
+    "quote_all_identifiers": "off",
     # A copy under row security would leave rows out that the WAL has: fail instead.
     "row_security": "off",
+    # Publications are made, and messages written, whatever the role's transactions begin as.
+    "default_transaction_read_only": "off",
+    "default_transaction_isolation": "read committed",
+    "standard_conforming_strings": "on",
 }
 
 _YIELDING = {
     # A limit meant for an application's queries must not end a copy; the user's own options may.
     "statement_timeout": "0",
+    "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
 }
+
+_TIMEOUT_FROM_17 = "transaction_timeout"
+"""A limit too; among the options it would make an older server refuse the connection."""
+
+_SQL_ASCII = "SQL_ASCII"
 
 _DEFAULTS = {
     "connect_timeout": str(CONNECT_TIMEOUT_S),
@@ -121,13 +134,27 @@ def _connect(dsn: str, extra: dict[str, str]) -> Connection:
     own = given.get("options", os.environ.get("PGOPTIONS", ""))
     parameters["options"] = " ".join(filter(None, (_options(_YIELDING), own, _options(PINNED))))
     try:
-        return psycopg.connect(make_conninfo(**parameters), autocommit=True, prepare_threshold=None)
+        conn = psycopg.connect(make_conninfo(**parameters), autocommit=True, prepare_threshold=None)
     except psycopg.Error as error:
         raise refused(error, _expected(given)) from error
+    if conn.info.server_version >= 170_000 and _TIMEOUT_FROM_17 not in own:
+        with translated("preparing the session"):
+            conn.execute(f"SET {_TIMEOUT_FROM_17} = 0")
+    return conn
+
+
+def is_unconverted(conn: Connection) -> bool:
+    """Whether the database is SQL_ASCII: its text is bytes of no known encoding, kept as they are.
+
+    Under any other client encoding the server would refuse to send what is no UTF-8: text that is
+    stored must be asked for in SQL_ASCII.
+    """
+    return conn.info.parameter_status("server_encoding") == _SQL_ASCII
 
 
 def _options(settings: dict[str, str]) -> str:
-    return " ".join(f"-c {name}={value}" for name, value in settings.items())
+    escaped = ((name, value.replace(" ", "\\ ")) for name, value in settings.items())
+    return " ".join(f"-c {name}={value}" for name, value in escaped)
 
 
 def _parameters(dsn: str) -> dict[str, Any]:

@@ -20,8 +20,16 @@ from eventlog.changes.codec import ChangeCodec
 from eventlog.changes.schema import Schema
 from eventlog.errors import DamagedLog
 
-_ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
-_CONTROL = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
+_ESCAPE = re.compile(rb"\\(.?)", re.DOTALL)
+_MEANT = {
+    b"b": b"\b",
+    b"f": b"\f",
+    b"n": b"\n",
+    b"r": b"\r",
+    b"t": b"\t",
+    b"v": b"\v",
+    b"\\": b"\\",
+}
 
 
 class CopyCodec(TextCodec):
@@ -42,8 +50,10 @@ class CopyCodec(TextCodec):
         ((relation, schema),) = schemas.items()
         width = len(schema.columns)
         for slot, line in zip(slots, records, strict=True):
-            if line[-1:] != b"\n":
-                raise DamagedLog(f"record {slot} of a batch of copied rows is cut")
+            end = line.find(b"\n")
+            if end != len(line) - 1 or end < 0:
+                problem = "is cut" if end < 0 else "is more than one line"
+                raise DamagedLog(f"record {slot} of a batch of copied rows {problem}")
             fields = line[:-1].split(b"\t") if width else [] if line == b"\n" else [line]
             if len(fields) != width:
                 raise DamagedLog(
@@ -52,14 +62,24 @@ class CopyCodec(TextCodec):
                 )
             row: tuple[Text, ...] = tuple(fields)
             if b"\\" in line:
-                row = tuple([f if b"\\" not in f else _unescape(f) for f in fields])
+                try:
+                    row = tuple([f if b"\\" not in f else unescape(f) for f in fields])
+                except ValueError as error:
+                    raise DamagedLog(f"record {slot} of a batch of copied rows {error}") from error
             yield RawChange(slot, Op.READ, relation, None, row, None)
 
 
-def _unescape(field: bytes) -> bytes | None:
+def unescape(field: bytes) -> bytes | None:
+    """The text of one field of a line; None for NULL.
+
+    Raises ValueError for what COPY never writes.
+    """
     if field == b"\\N":
         return None
-    return _ESCAPE.sub(lambda match: _CONTROL.get(match[1], match[1]), field)
+    try:
+        return _ESCAPE.sub(lambda match: _MEANT[match[1]], field)
+    except KeyError as error:
+        raise ValueError(f"has an escape {error} that COPY does not write") from None
 
 
 CODEC: ChangeCodec = CopyCodec()

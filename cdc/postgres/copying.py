@@ -1,169 +1,240 @@
 """The initial copy: the rows that are there, as raw COPY lines, under one snapshot (D2, D12).
 
-For each table a `copy_begin` record, the rows, and a `copy_end`; all tables under the snapshot that
-the slot exported, so that the copy ends exactly where the stream begins.
+::
+
+    crew:    reads ranges, in parallel,    ──▶ ahead: the next few chunks, in order
+             each connection under the              │
+             snapshot that the slot exported        ▼
+    caller:  copy_begin, chunk, chunk, ..., copy_end, one commit each, with the table's cursor
+
+All tables under one snapshot, so that the copy ends exactly where the stream begins. A commit holds
+a chunk and the cursor behind it: whenever the copy ends, the cursors tell which rows are in the
+log. Chunks in memory number at most AHEAD for each connection, and one of every table to come.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol, TypeVar
 
-import numpy as np
-from psycopg import pq, sql
-
-from cdc.postgres.builder import BatchBuilder, TransactionMark
-from cdc.postgres.catalog import Table
-from cdc.postgres.connection import Connection
-from cdc.postgres.faults import translated
+from cdc.postgres import chunks
+from cdc.postgres.chunks import CopyCursor, Pace
+from cdc.postgres.crew import Crew
 from cdc.postgres.frames import Run
-from cdc.postgres.libpq import CopyReader
 from cdc.postgres.lsn import Lsn
+from cdc.postgres.placing import control_batch, row_batches
+from cdc.postgres.ranges import Leaf, Range
+from cdc.postgres.snapshot_reader import (
+    Job,
+    Opened,
+    Snapshot,
+    SnapshotReader,
+    connections,
+    server_time_us,
+)
+from cdc.postgres.throttle import Throttle
 from eventlog.changes.change import Op
 from eventlog.changes.schema import Schema
-from eventlog.codecs.control import control_record
-from eventlog.engine import Batch, Transactions, batch_of
+from eventlog.engine import Batch
 
-CONTROL, COPY = 1, 4
-"""The codecs' numbers."""
+Result = TypeVar("Result")
 
-COMMIT_BYTES = 8 << 20
+AHEAD = 2
+"""Chunks for each connection that are read or wait for their commit."""
+
 YIELD_S = 0.0002
 """A pause after each commit of the copy, so that small writers get their turn (D6)."""
 
-_SILENCE_S = 1.0
+STOP_LOOK_S = 0.05
+"""How often the caller's wish to stop is looked at while a chunk is waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyProgress:
-    """How far the copy of a table is."""
+    """How far the copy of a table is. Estimates are None before anything is known."""
 
     table: str
     rows: int
     bytes: int
     rows_estimate: int | None
+    bytes_estimate: int | None
     done: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """The state of the database that is copied: its exported name, position and time."""
+class Gate(Protocol):
+    """Rewrites lines of tables with values that must not be stored as they came."""
 
-    name: str
-    position: Lsn
-    time_us: int
+    def lines(self, run: Run, schema: Schema) -> Run: ...
 
 
-def begin(conn: Connection, name: str, position: Lsn) -> Snapshot:
-    """Let an ordinary connection see what the exported snapshot sees."""
-    with translated("using the slot's snapshot"):
-        conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(name)))
-        row = conn.execute("select (extract(epoch from clock_timestamp()) * 1e6)::int8").fetchone()
-    assert row is not None
-    return Snapshot(name=name, position=position, time_us=int(row[0]))
+Store = Callable[[Job, list[Batch], CopyCursor], None]
+"""Commits a chunk of a table with the cursor behind it. Called in order, on the caller's thread."""
 
 
-def copy_table(
-    conn: Connection,
-    table: Table,
-    schema: Schema,
+def copy_tables(
+    dsn: str,
     snapshot: Snapshot,
+    jobs: Sequence[Job],
     *,
-    where: str | None,
-    store: Callable[[list[Batch]], None],
-    progress: Callable[[CopyProgress], None],
-    stopped: Callable[[], bool],
+    begun: int,
+    store: Store,
+    workers: int = 2,
+    throttle: Throttle | None = None,
+    gate: Gate | None = None,
+    progress: Callable[[CopyProgress], None] = lambda _: None,
+    rewritten: Callable[[Job], None] = lambda _: None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Copy one table; `store` gets its batches, at most COMMIT_BYTES at a time.
+    """Copy tables in the order given; False where `stopped` told to stop before the end.
 
-    Returns False where `stopped` told to stop before the end.
+    `begun` is the stream's end, a log offset. `rewritten` is told of a table whose files are not
+    those that the snapshot knows: what ALTER TABLE rewrote after the snapshot, the snapshot does
+    not show, so that rows may be missing from the copy. Raises CaptureError.
     """
-    fields = {
-        "schema": schema.namespace,
-        "table": schema.name,
-        "position": str(snapshot.position),
-    }
-    pending = [_control(Op.COPY_BEGIN, schema, fields, snapshot)]
-    size = rows = total = 0
-    told = time.monotonic()
-    with translated(f"copying {table.table}"):
-        for batch in _row_batches(conn, table, schema, snapshot, where):
-            if stopped():
-                return False
-            pending.append(batch)
-            rows += batch.body.count
-            size += len(batch.body.data)
-            total += len(batch.body.data)
-            if size >= COMMIT_BYTES:
-                store(pending)
-                pending, size = [], 0
-                time.sleep(YIELD_S)
-            if time.monotonic() - told > 0.1:
-                told = time.monotonic()
-                progress(_progress(table, rows, total))
-    pending.append(_control(Op.COPY_END, schema, {**fields, "rows": rows}, snapshot))
-    store(pending)
-    progress(replace(_progress(table, rows, total), done=True))
+    with ExitStack() as stack:
+        conns = connections(dsn, snapshot, workers, stack)
+        time_us = server_time_us(conns[0])
+        crew = stack.enter_context(Crew(conns))
+        copy = _Copy(
+            reader=SnapshotReader(crew, throttle or Throttle(None)),
+            position=snapshot.position,
+            time_us=time_us,
+            ahead=AHEAD * len(conns),
+            begun=begun,
+            store=store,
+            gate=gate,
+            progress=progress,
+            stopped=stopped,
+        )
+        openings: deque[Future[Opened]] = deque()
+        coming = iter(jobs)
+        try:
+            for job in jobs:
+                for other in islice(coming, len(conns) + 1 - len(openings)):
+                    openings.append(copy.reader.open(other))
+                opened = copy.found(openings.popleft())
+                if opened.rewritten:
+                    rewritten(job)
+                copy.table(job, opened)
+        except _Stopped:
+            return False
     return True
 
 
-def _progress(table: Table, rows: int, size: int) -> CopyProgress:
+class _Stopped(Exception):
+    """The caller wishes to stop."""
+
+
+@dataclass(slots=True)
+class _Part:
+    """A range on its way, in the order of the table; `lines` None: not asked for yet."""
+
+    rng: Range
+    lines: Future[Run | None] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Copy:
+    """Commits tables, chunk by chunk, as the crew brings them."""
+
+    reader: SnapshotReader
+    position: Lsn
+    time_us: int
+    ahead: int
+    begun: int
+    store: Store
+    gate: Gate | None
+    progress: Callable[[CopyProgress], None]
+    stopped: Callable[[], bool]
+
+    def found(self, future: Future[Result]) -> Result:
+        """What the crew found. Raises what it raised, and _Stopped as soon as that is wished."""
+        while not self.stopped():
+            if wait([future], timeout=STOP_LOOK_S).done:
+                return future.result()
+        raise _Stopped
+
+    def table(self, job: Job, opened: Opened) -> None:
+        """Commit one table whole."""
+        leaves = opened.leaves
+        cursor = CopyCursor.at_start(leaves, begun=self.begun)
+        batches = [self._control(job, Op.COPY_BEGIN)]
+        size = 0
+        for rng, lines in self._chunks(job, opened):
+            cursor = cursor.after(rng, rows=len(lines))
+            size += len(lines.data)
+            if self.gate is not None:
+                lines = self.gate.lines(lines, job.schema)
+            batches += row_batches(lines, job.schema, position=self.position, time_us=self.time_us)
+            if not cursor.done:
+                self.store(job, batches, cursor)
+                self.progress(_progress(job, leaves, cursor, size))
+                batches = []
+                time.sleep(YIELD_S)
+        batches.append(self._control(job, Op.COPY_END, rows=cursor.rows))
+        self.store(job, batches, cursor)
+        self.progress(_progress(job, leaves, cursor, size))
+
+    def _chunks(self, job: Job, opened: Opened) -> Iterator[tuple[Range, Run]]:
+        """The table's ranges with their lines, in order; the crew reads some ahead."""
+        leaves, pace = opened.leaves, Pace()
+        # Up to where ranges were asked for.
+        asked = CopyCursor.at_start(leaves, begun=self.begun)
+        parts: deque[_Part] = deque()
+        if opened.first is not None:
+            parts.append(_Part(opened.first, _known(opened.lines)))
+            asked = asked.after(opened.first, rows=0)
+            pace.saw(opened.first.pages, _size(opened.lines))
+        while parts or not asked.done:
+            while len(parts) < self.ahead and not asked.done:
+                rng = asked.range(leaves, pages=pace.pages)
+                parts.append(_Part(rng))
+                asked = asked.after(rng, rows=0)
+            for part in islice(parts, self.ahead):
+                if part.lines is None:
+                    part.lines = self.reader.read(job, part.rng)
+            head = parts.popleft()
+            assert head.lines is not None
+            lines = self.found(head.lines)
+            if head.rng.whole:
+                pace.saw(head.rng.pages, _size(lines))
+            if lines is None:
+                parts.extendleft(_Part(rng) for rng in reversed(head.rng.parts()))
+            else:
+                yield head.rng, lines
+
+    def _control(self, job: Job, op: Op, **fields: Any) -> Batch:
+        return control_batch(op, job.schema, position=self.position, time_us=self.time_us, **fields)
+
+
+def _size(lines: Run | None) -> int:
+    """The bytes of a range's text; of one that was too large, what it had at least."""
+    return chunks.BYTES_MAX if lines is None else len(lines.data)
+
+
+def _known(lines: Run | None) -> Future[Run | None]:
+    future: Future[Run | None] = Future()
+    future.set_result(lines)
+    return future
+
+
+def _progress(job: Job, leaves: Sequence[Leaf], cursor: CopyCursor, size: int) -> CopyProgress:
+    """The figures of a copy; what is to come is estimated by the pages that are left."""
+    total = sum(leaf.pages for leaf in leaves)
+    done = sum(leaf.pages for leaf in leaves[: cursor.leaf]) + cursor.page
+    rows = cursor.rows
+    share = 1.0 if cursor.done else min(done / max(total, 1), 1.0)
     return CopyProgress(
-        table=str(table.table), rows=rows, bytes=size, rows_estimate=table.rows_estimate
+        table=str(job.table.table),
+        rows=rows,
+        bytes=size,
+        rows_estimate=round(rows / share) if share else job.table.rows_estimate,
+        bytes_estimate=round(size / share) if share else None,
+        done=cursor.done,
     )
-
-
-def _row_batches(
-    conn: Connection, table: Table, schema: Schema, snapshot: Snapshot, where: str | None
-) -> Iterator[Batch]:
-    conn.pgconn.send_query(_statement(table, schema, where).as_bytes(conn))
-    result = conn.pgconn.get_result()
-    reader = CopyReader(conn)
-    if result is None or result.status != pq.ExecStatus.COPY_OUT:
-        reader.finish(f"copying {table.table}")
-        return
-    versions = {schema.relation: schema.id}
-    builder = _builder(snapshot)
-    while not reader.ended:
-        frames = reader.read(timeout_s=_SILENCE_S, gather_s=0.002)
-        if frames is None:
-            continue
-        run = Run(data=frames.data, ends=np.asarray(frames.ends))
-        at = 0
-        while at < len(run):
-            fits = builder.room_for(run.ends, at)
-            if fits > at:
-                builder.add(run.cut(at, fits), versions)
-                at = fits
-            if at < len(run):
-                yield builder.batch()
-                builder = _builder(snapshot)
-    reader.finish(f"copying {table.table}")
-    if builder.count:
-        yield builder.batch()
-
-
-def _statement(table: Table, schema: Schema, where: str | None) -> sql.Composed:
-    columns = sql.SQL(", ").join(sql.Identifier(name) for name in schema.names)
-    if table.kind == "r" and where is None:
-        return sql.SQL("COPY {} ({}) TO STDOUT").format(table.identifier, columns)
-    condition = sql.SQL("" if where is None else f" WHERE {where}")
-    only = sql.SQL("" if table.kind == "p" else "ONLY ")
-    return sql.SQL("COPY (SELECT {} FROM {}{}{}) TO STDOUT").format(
-        columns, only, table.identifier, condition
-    )
-
-
-def _builder(snapshot: Snapshot) -> BatchBuilder:
-    mark = TransactionMark(first=0, time_us=snapshot.time_us, tx=0, position=snapshot.position)
-    return BatchBuilder(codec=COPY, marks=[mark])
-
-
-def _control(op: Op, schema: Schema, fields: Mapping[str, Any], snapshot: Snapshot) -> Batch:
-    record = control_record(op, relation=schema.relation, **fields)
-    transactions = Transactions.one(time_us=snapshot.time_us, position=snapshot.position)
-    relations = ((schema.relation, schema.id),)
-    return batch_of(CONTROL, [record], transactions, relations=relations)

@@ -17,7 +17,8 @@ from cdc.errors import PermissionMissing
 from cdc.postgres.catalog import OLDEST_VERSION
 from cdc.postgres.connection import connect
 from cdc.postgres.facts import Facts, TableFact, gather
-from eventlog.changes.table_name import TableName
+from cdc.postgres.table_spec import TableSpec
+from eventlog.changes.table_name import TableName, quoted
 
 RETAINED_BYTES_NOTED = 1 << 30
 """An inactive slot that keeps at least as much WAL is worth a warning."""
@@ -35,22 +36,37 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What would be stored of a table: columns as they are, hashed, and not at all."""
+
+    stored: tuple[str, ...]
+    hashed: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at; `remedy` is SQL, or a sentence, and empty where all is well."""
+    """One thing that was looked at; `remedy` is SQL, or a sentence, and empty where all is well.
+
+    `columns`: what would be stored, in the finding that says so of a table.
+    """
 
     severity: Severity
     subject: str
     finding: str
     remedy: str = ""
+    columns: Stored | None = None
 
 
-def examine(dsn: str, names: Sequence[TableName]) -> list[Finding]:
+def examine(
+    dsn: str, names: Sequence[TableName | TableSpec], hashes: Sequence[str] = ()
+) -> list[Finding]:
     """Look at a server, the present role and these tables. Changes nothing.
 
-    Raises a CaptureError if no ordinary connection can be made.
+    `hashes` name the columns to hash. Raises a CaptureError if no ordinary connection can be made.
     """
     with connect(dsn) as conn:
-        return judge(gather(dsn, conn, names))
+        return judge(gather(dsn, conn, names, hashes))
 
 
 def judge(facts: Facts) -> list[Finding]:
@@ -134,7 +150,7 @@ def _retention(facts: Facts) -> Iterator[Finding]:
 
 
 def _role(facts: Facts) -> Iterator[Finding]:
-    user, fault = _quoted(facts.user), facts.replication_fault
+    user, fault = quoted(facts.user), facts.replication_fault
     if fault is None:
         yield _ok("replication", f"user {facts.user!r} can connect for replication")
     elif not facts.may_replicate or isinstance(fault, PermissionMissing):
@@ -151,7 +167,7 @@ def _role(facts: Facts) -> Iterator[Finding]:
         yield _error(
             "publications",
             f"user {facts.user!r} may not make publications in database {facts.database!r}",
-            f"GRANT CREATE ON DATABASE {_quoted(facts.database)} TO {user};",
+            f"GRANT CREATE ON DATABASE {quoted(facts.database)} TO {user};",
         )
 
 
@@ -163,19 +179,21 @@ def _tables(facts: Facts) -> Iterator[Finding]:
         yield _warning(str(name), f"is left out: it {left.reason}", "name other tables")
     for fact in facts.tables:
         found = list(_table(facts, fact))
-        yield from found or [_ok(str(fact.table.table), "can be captured")]
+        yield from found
+        if all(finding.severity is not Severity.ERROR for finding in found):
+            yield _stored(fact)
 
 
 def _table(facts: Facts, fact: TableFact) -> Iterator[Finding]:
-    table, user = str(fact.table.table), _quoted(facts.user)
+    table, user = str(fact.table.table), quoted(facts.user)
     if not fact.owned:
         yield _error(
             table,
             f"belongs to {fact.owner!r}, and only a table's owner can publish it",
-            f"GRANT {_quoted(fact.owner)} TO {user};",
+            f"GRANT {quoted(fact.owner)} TO {user};",
         )
     if not fact.usage or not fact.select:
-        usage = f"GRANT USAGE ON SCHEMA {_quoted(fact.table.schema)} TO {user}; "
+        usage = f"GRANT USAGE ON SCHEMA {quoted(fact.table.schema)} TO {user}; "
         yield _error(
             table,
             f"may not be read by user {facts.user!r}, so its rows cannot be copied",
@@ -187,6 +205,8 @@ def _table(facts: Facts, fact: TableFact) -> Iterator[Finding]:
             f"hides rows from user {facts.user!r} (row security), so a copy would be incomplete",
             f"ALTER ROLE {user} BYPASSRLS;",
         )
+    if fact.refusal is not None:
+        yield _error(table, str(fact.refusal), fact.refusal.hint)
     if not fact.table.updatable:
         yield _warning(
             table,
@@ -201,6 +221,32 @@ def _table(facts: Facts, fact: TableFact) -> Iterator[Finding]:
         )
 
 
+def _stored(fact: TableFact) -> Finding:
+    """What of the table would be stored, in words and in lists."""
+    plain = tuple(name for name in fact.table.columns if name not in fact.hashed)
+    if fact.hashed or fact.left_out or fact.table.listed:
+        parts = [f"stored are {_listing(plain) or 'no columns as they are'}"]
+        if fact.hashed:
+            parts.append(f"hashed {_listing(fact.hashed)}")
+        if fact.left_out:
+            parts.append(f"left out {_listing(fact.left_out)}")
+        said = "; ".join(parts)
+        said += "; columns added later are " + ("left out" if fact.table.listed else "stored")
+    else:
+        count = len(plain)
+        said = f"stored {'is its one column' if count == 1 else f'are all {count} columns'}"
+    return Finding(
+        severity=Severity.OK,
+        subject=str(fact.table.table),
+        finding=f"can be captured: {said}",
+        columns=Stored(stored=plain, hashed=fact.hashed, left_out=fact.left_out),
+    )
+
+
+def _listing(names: Sequence[str]) -> str:
+    return ", ".join(map(quoted, names))
+
+
 def _identity_remedy(fact: TableFact) -> str:
     table = fact.table.table
     if fact.table.kind == "p":
@@ -211,11 +257,6 @@ def _identity_remedy(fact: TableFact) -> str:
         f"ALTER TABLE {table} REPLICA IDENTITY FULL;"
         "  -- costs WAL for each update and delete; a primary key is better"
     )
-
-
-def _quoted(name: str) -> str:
-    """The identifier as SQL wants it, plain where it can be."""
-    return str(TableName(schema="*", name=name)).removeprefix("*.")
 
 
 def _ok(subject: str, finding: str) -> Finding:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cdc.driver import Lag
 from cdc.options import Options, Report
 from cdc.postgres import catalog, publication, slot
 from cdc.postgres.capture import Capture
+from cdc.postgres.catalog import ServerIdentity
 from cdc.postgres.connection import connect, connect_replication, has_password_in_text
+from cdc.postgres.slot import SlotState
 from cdc.postgres.state import SourceState, require_same_system
+from cdc.postgres.table_spec import ColumnName, TableSpec
 from eventlog import Log
 
 
@@ -24,13 +28,15 @@ class PostgresDriver:
         """Drop the slot and the publications that the capture made.
 
         Without a `state` (the log is gone), those whose names derive from the source's. A slot or
-        publication that the user named is left alone.
+        publication that the user named is left alone. Raises OtherSystem where another cluster
+        than the captured one answers: its slot of the same name is not ours.
         """
         if state is None:
             slots = [slot.slot_name(name)]
             names = [publication.publication_name(name), publication.inserts_publication_name(name)]
         else:
             known = SourceState.from_map(state)
+            _require_system(dsn, known)
             slots = [known.slot] if known.slot_ours else []
             names = list(known.publications) if known.publications_ours else []
         dropped = []
@@ -47,21 +53,52 @@ class PostgresDriver:
             conn.close()
         return dropped
 
-    def lag(self, dsn: str, state: Mapping[str, Any]) -> tuple[int, float | None]:
-        """WAL between the log's position and the server's end.
+    def lag(self, dsn: str, state: Mapping[str, Any]) -> Lag:
+        """WAL between the log's position and the server's end, and what the slot keeps of it.
 
         Seconds are 0 where nothing is behind; else the server cannot tell them. Raises OtherSystem
         where another cluster answers.
         """
         known = SourceState.from_map(state)
-        replication = connect_replication(dsn)
-        try:
-            server = catalog.identify(replication)
-        finally:
-            replication.close()
-        require_same_system(known, server)
+        server = _require_system(dsn, known)
         behind = max(int(server.wal_position) - int(known.position), 0)
-        return behind, None if behind else 0.0
+        conn = connect(dsn)
+        try:
+            found = slot.inspect(conn, known.slot)
+        finally:
+            conn.close()
+        return Lag(
+            bytes=behind,
+            seconds=None if behind else 0.0,
+            retained_bytes=None if found is None else found.retained_bytes,
+            warning=threat(known, found),
+        )
+
+    def spelled(self, table: str) -> str:
+        """`schema.table`, a pattern, or a table with the columns that may leave it."""
+        return str(TableSpec.parse(table))
+
+    def spelled_column(self, column: str) -> str:
+        """`schema.table.column`."""
+        return str(ColumnName.parse(column))
+
+    def tables(self, dsn: str, patterns: Sequence[str]) -> list[str]:
+        """The tables that can be captured, by schema and name."""
+        conn = connect(dsn)
+        try:
+            found = catalog.resolve_tables(conn, list(map(TableSpec.parse, patterns)))
+        finally:
+            conn.close()
+        return [str(table.table) for table in found]
+
+    def copied_share(self, cursor: Mapping[str, Any]) -> float | None:
+        """By the pages of the table's leaves; None before they are known."""
+        leaves = cursor.get("leaves") or ()
+        pages = [int(mark[2]) for mark in leaves]
+        if not sum(pages):
+            return None
+        done = sum(pages[: cursor["leaf"]]) + int(cursor["page"])
+        return min(done / sum(pages), 1.0)
 
     def warnings(self, dsn: str) -> list[str]:
         """A password in the argument list is seen by other users."""
@@ -71,6 +108,27 @@ class PostgresDriver:
             "the connection string shows a password, which other users see in the process list; "
             "use ~/.pgpass, service=NAME or env:VAR"
         ]
+
+
+def _require_system(dsn: str, known: SourceState) -> ServerIdentity:
+    replication = connect_replication(dsn)
+    try:
+        server = catalog.identify(replication)
+    finally:
+        replication.close()
+    require_same_system(known, server)
+    return server
+
+
+def threat(state: SourceState, found: SlotState | None) -> str | None:
+    """What keeps, or may soon keep, the capture from going on."""
+    if found is None:
+        return None if state.temporary else f"its slot {state.slot!r} is not on the server any more"
+    if found.lost:
+        return f"the server invalidated its slot {found.name!r}: changes are lost to this log"
+    if found.wal_status == "unreserved":
+        return f"the server may soon remove WAL that its slot {found.name!r} needs"
+    return None
 
 
 DRIVER = PostgresDriver()

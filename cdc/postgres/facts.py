@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from cdc.errors import CaptureError, MissingTable
-from cdc.postgres import catalog
+from cdc.postgres import catalog, column_list, hashing
 from cdc.postgres.catalog import PassedOver, Table
 from cdc.postgres.connection import Connection, connect_replication
 from cdc.postgres.faults import translated
+from cdc.postgres.table_spec import ColumnName, TableSpec
 from eventlog.changes.table_name import TableName
+from eventlog.errors import UsageError
 
 MANAGED_REPLICATION_ROLES = ("rds_replication",)
 """Roles by which managed services let a user replicate who has no REPLICATION attribute."""
@@ -29,7 +31,11 @@ class SlotFact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableFact:
-    """What the present role may do with a table; `candidate` could serve as replica identity."""
+    """What the present role may do with a table, and what of it would be stored.
+
+    `candidate` could serve as replica identity. Of the table's columns a hash is stored for
+    `hashed`, and nothing for `left_out`. `refusal`: why its list of columns cannot be published.
+    """
 
     table: Table
     owner: str
@@ -38,6 +44,9 @@ class TableFact:
     select: bool
     row_security: bool
     candidate: str | None
+    hashed: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    refusal: CaptureError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +55,7 @@ class Facts:
 
     `replication_fault` is why no replication connection could be made, None if one was. Times are
     in ms and 0 means "never"; `idle_slot_timeout_ms` is None where the server has no such limit.
-    `slot_wal_keep_mb` is -1 for "without limit".
+    `slot_wal_keep_mb` is -1 for "without limit". `missing`: what was asked for and is not there.
     """
 
     version: int
@@ -66,19 +75,21 @@ class Facts:
     slot_wal_keep_mb: int
     inactive_slots: tuple[SlotFact, ...]
     tables: tuple[TableFact, ...]
-    missing: tuple[MissingTable, ...]
+    missing: tuple[CaptureError | UsageError, ...]
     passed_over: tuple[PassedOver, ...]
 
 
-def gather(dsn: str, conn: Connection, names: Sequence[TableName]) -> Facts:
-    """Read the facts; makes a replication connection for a moment, and changes nothing."""
-    tables: dict[int, Table] = {}
-    missing: list[MissingTable] = []
-    for name in names:
-        try:
-            tables.update((t.oid, t) for t in catalog.resolve_tables(conn, [name]))
-        except MissingTable as error:
-            missing.append(error)
+def gather(
+    dsn: str,
+    conn: Connection,
+    names: Sequence[TableName | TableSpec],
+    hashes: Sequence[str] = (),
+) -> Facts:
+    """Read the facts; makes a replication connection for a moment, and changes nothing.
+
+    `hashes` name the columns to hash.
+    """
+    tables, missing = _resolved(conn, names, hashes)
     fault = _replication_fault(dsn)
     with translated("reading the server's settings"):
         settings: dict[str, str] = dict(conn.execute(_SETTINGS).fetchall())
@@ -107,10 +118,32 @@ def gather(dsn: str, conn: Connection, names: Sequence[TableName]) -> Facts:
             SlotFact(name=name, wal_status=status, retained_bytes=retained)
             for name, status, retained in slots
         ),
-        tables=_table_facts(conn, tables),
+        tables=_table_facts(conn, tables, hashes),
         missing=tuple(missing),
         passed_over=tuple(catalog.passed_over(conn, names)),
     )
+
+
+def _resolved(
+    conn: Connection, names: Sequence[TableName | TableSpec], hashes: Sequence[str]
+) -> tuple[dict[int, Table], list[CaptureError | UsageError]]:
+    """The tables that are there, and each error of what is not."""
+    found: list[TableName | TableSpec] = []
+    tables: list[Table] = []
+    missing: list[CaptureError | UsageError] = []
+    for name in names:
+        try:
+            tables = catalog.resolve_tables(conn, [*found, name])
+        except (MissingTable, UsageError) as error:
+            missing.append(error)
+        else:
+            found.append(name)
+    for column in hashes:
+        try:
+            hashing.require_present([column], tables)
+        except (MissingTable, UsageError) as error:
+            missing.append(error)
+    return {table.oid: table for table in tables}, missing
 
 
 _SETTINGS = """
@@ -158,22 +191,46 @@ select c.oid::int8, o.rolname, pg_has_role(c.relowner, 'usage'),
 """
 
 
-def _table_facts(conn: Connection, tables: dict[int, Table]) -> tuple[TableFact, ...]:
+_COLUMNS = """
+select attrelid::int8, array_agg(attname::text order by attnum)
+  from pg_attribute where attrelid = any(%s) and attnum > 0 and not attisdropped group by attrelid
+"""
+
+
+def _table_facts(
+    conn: Connection, tables: dict[int, Table], hashes: Sequence[str]
+) -> tuple[TableFact, ...]:
+    columns_to_hash = [ColumnName.parse(text) for text in hashes]
     with translated("reading the privileges on the tables"):
         rows = conn.execute(_TABLES, [list(tables)]).fetchall()
-    facts = [
-        TableFact(
-            table=tables[oid],
-            owner=owner,
-            owned=owned,
-            usage=usage,
-            select=select,
-            row_security=row_security,
-            candidate=None if candidate is None else _quoted(conn, candidate),
+        columns: dict[int, list[str]] = dict(conn.execute(_COLUMNS, [list(tables)]).fetchall())
+    identities = column_list.identities(conn, list(tables))
+    facts = []
+    for oid, owner, owned, usage, select, row_security, candidate in rows:
+        table = tables[oid]
+        facts.append(
+            TableFact(
+                table=table,
+                owner=owner,
+                owned=owned,
+                usage=usage,
+                select=select,
+                row_security=row_security,
+                candidate=None if candidate is None else _quoted(conn, candidate),
+                hashed=tuple(c for c in table.columns if _any(columns_to_hash, table, c)),
+                left_out=tuple(c for c in columns.get(oid, ()) if c not in table.columns),
+                refusal=column_list.refusal(
+                    table,
+                    identities.get(oid, column_list.NO_IDENTITY),
+                    version=conn.info.server_version,
+                ),
+            )
         )
-        for oid, owner, owned, usage, select, row_security, candidate in rows
-    ]
     return tuple(sorted(facts, key=lambda fact: (fact.table.schema, fact.table.name)))
+
+
+def _any(names: Sequence[ColumnName], table: Table, column: str) -> bool:
+    return any(n.column == column and n.table.matches(table.schema, table.name) for n in names)
 
 
 def _quoted(conn: Connection, name: str) -> str:

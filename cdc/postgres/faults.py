@@ -144,6 +144,16 @@ _REFUSALS = (
 _LOST = ("the connection to the server was lost", "the server's log tells why, if it ran on")
 
 _STATES: dict[str, tuple[type[CaptureError], str]] = {
+    "22021": (
+        errors.ServerError,
+        "this SQL_ASCII database has a name, an enum's label or a default that is no UTF-8: "
+        "change it; rows may hold any bytes",
+    ),
+    "22P05": (
+        errors.ServerError,
+        "a text has no form in UTF-8, in which all is captured; its change stays in the WAL: "
+        "capture the source anew under another name once the text was corrected",
+    ),
     "42501": (errors.PermissionMissing, "a DBA must grant the role what is missing"),
     "53300": (errors.TooManyConnections, "raise max_connections, or close sessions that idle"),
     "55006": (errors.SlotInUse, "stop the process that uses it, or choose another name"),

@@ -11,17 +11,23 @@ import contextlib
 import os
 import select
 import time
-from typing import Protocol
+from typing import Protocol, Self
 
 import psycopg
 from psycopg import pq, sql
 
-from cdc.errors import ConnectionLost
-from cdc.postgres.connection import Connection
-from cdc.postgres.faults import failed
+from cdc.errors import ConnectionLost, ServerError
+from cdc.postgres.connection import Connection, is_unconverted
+from cdc.postgres.faults import failed, translated
 from cdc.postgres.frames import Frames
 from cdc.postgres.lsn import Lsn
 from cdc.postgres.slot import slot_in_use
+
+CANCEL_S = 10.0
+"""How long a server may take to accept a request to cancel."""
+
+CANCELLED = "57014"
+"""The SQLSTATE of a statement that was cancelled."""
 
 
 class Transport(Protocol):
@@ -85,11 +91,27 @@ class CopyReader:
             self._poll.register(wake.fileno(), select.POLLIN)
         self.ended = False
 
+    @classmethod
+    def of_statement(cls, conn: Connection, doing: str) -> Self:
+        """Read the COPY TO STDOUT that was sent. Raises what the server answers instead of rows."""
+        reader = cls(conn)
+        try:
+            result = reader._result()
+        except psycopg.Error as error:
+            raise lost(error) from error
+        if result is None or result.status != pq.ExecStatus.COPY_OUT:
+            while (rest := reader._result()) is not None:
+                result = result or rest
+            raise _server_said(result, conn, doing)
+        return reader
+
     def read(self, *, timeout_s: float, gather_s: float = 0.0) -> Frames | None:
         """Up to about READ_BYTES_MAX of messages; None if none came within `timeout_s`.
 
         At the stream's end `ended` is set; the last messages come first.
         """
+        if self.ended:
+            return None
         messages: list[memoryview] = []
         size = self._drain(messages)
         wait_s = 0.0 if messages else timeout_s
@@ -141,11 +163,47 @@ class CopyReader:
         return size
 
     def finish(self, doing: str) -> None:
-        """Read the result that ends the COPY. Raises what the server answered."""
-        self._pgconn.nonblocking = 0
-        while (result := self._pgconn.get_result()) is not None:
-            if result.status == pq.ExecStatus.FATAL_ERROR:
-                raise _server_said(result, self._conn, doing)
+        """Read the results that end the COPY. Raises what the server answered."""
+        failure = None
+        try:
+            while (result := self._result()) is not None:
+                if result.status == pq.ExecStatus.FATAL_ERROR:
+                    failure = failure or result
+        except psycopg.Error as error:
+            raise lost(error) from error
+        if failure is not None:
+            raise _server_said(failure, self._conn, doing)
+
+    def cancel(self) -> None:
+        """Make the server end the COPY and forget what still comes; its transaction is aborted.
+
+        Where the COPY ended by itself a moment before, nothing is aborted. The connection is usable
+        afterwards. Raises ConnectionLost, and what the server answers but for the cancellation.
+        """
+        try:
+            self._conn.cancel_safe(timeout=CANCEL_S)
+        except psycopg.Error as error:
+            raise lost(error) from error
+        while not self.ended:
+            self.read(timeout_s=CANCEL_S)
+        try:
+            self.finish("cancelling a copy")
+        except ServerError as error:
+            if error.sqlstate != CANCELLED:
+                raise
+
+    def _result(self) -> pq.abc.PGresult | None:
+        """The next result, waited for without stopping the other threads, as libpq would."""
+        pgconn, server = self._pgconn, select.poll()
+        while pgconn.flush():
+            server.register(pgconn.socket, select.POLLIN | select.POLLOUT)
+            server.poll()
+            pgconn.consume_input()
+        server.register(pgconn.socket, select.POLLIN)
+        while pgconn.is_busy():
+            server.poll()
+            pgconn.consume_input()
+        return pgconn.get_result()
 
 
 class ReplicationStream:
@@ -165,7 +223,11 @@ class ReplicationStream:
             "(proto_version '1', publication_names {}, messages 'true')"
         ).format(sql.Identifier(slot), sql.SQL(str(start)), sql.Literal(names))
         pgconn = conn.pgconn
-        pgconn.send_query(command.as_bytes(conn))
+        statement = command.as_bytes(conn)
+        if is_unconverted(conn):
+            with translated("asking for text as it is"):
+                conn.execute("SET client_encoding = 'SQL_ASCII'")
+        pgconn.send_query(statement)
         result = pgconn.get_result()
         if result is None or result.status != pq.ExecStatus.COPY_BOTH:
             raise _server_said(result, conn, f"starting to stream from slot {slot!r}", slot)
@@ -212,9 +274,9 @@ class ReplicationStream:
             self._conn.close()
 
 
-def lost(error: psycopg.Error) -> ConnectionLost:
-    """The error for a connection that broke."""
-    said = str(error).strip().splitlines()
+def lost(error: Exception | None) -> ConnectionLost:
+    """The error for a connection that broke; None: the server closed it without a word."""
+    said = str(error or "").strip().splitlines()
     return ConnectionLost(
         f"the connection to the server was lost: {said[0] if said else 'no reason given'}",
         hint="it is made anew with growing pauses; stop the capture with Ctrl-C",
@@ -226,11 +288,22 @@ def _server_said(
 ) -> Exception:
     if result is None:
         return ConnectionLost(f"the server did not answer {doing}", hint="is it running?")
-    code = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
-    message = (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode()
-    if slot is not None and code == "55006":
-        words = message.replace(",", " ").split()
+    code = result.error_field(pq.DiagnosticField.SQLSTATE) or b""
+    message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b""
+    if slot is not None and code == b"55006":
+        words = message.decode().replace(",", " ").split()
         pid = next((int(word) for word in words if word.isdigit()), None)
         return slot_in_use(slot, pid)
-    kind = psycopg.errors.lookup(code) if code else psycopg.OperationalError
-    return failed(kind(message or "no reason given", encoding="utf-8"), doing)
+    return answered(code, message, doing)
+
+
+def answered(code: bytes, message: bytes, doing: str) -> Exception:
+    """The error for an SQLSTATE and a message of the server."""
+    kind: type[psycopg.Error] = psycopg.OperationalError
+    if code:
+        try:
+            kind = psycopg.errors.lookup(code.decode())
+        except KeyError:  # a code of the user's own, raised by a function
+            kind = psycopg.DatabaseError
+    text = message.decode("utf-8", "replace")
+    return failed(kind(text or "no reason given", encoding="utf-8"), doing)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Any
 
 import psycopg
 
-from cdc.errors import SlotExists, SlotMissing
+from cdc.errors import CaptureError, SlotExists, SlotMissing
 from cdc.options import Event, Options, Report
-from cdc.postgres import catalog, publication, slot
+from cdc.postgres import catalog, hashing, publication, slot
 from cdc.postgres.assembler import OWN_PREFIX
 from cdc.postgres.catalog import Table
-from cdc.postgres.connection import Connection
+from cdc.postgres.connection import Connection, connect
 from cdc.postgres.faults import failed
+from cdc.postgres.hash_key import HashKey
 from cdc.postgres.lsn import Lsn
 from cdc.postgres.slot import CreatedSlot
 from cdc.postgres.state import (
@@ -22,7 +26,8 @@ from cdc.postgres.state import (
     require_same_history,
     require_untouched,
 )
-from eventlog.changes.table_name import TableName
+from cdc.postgres.table_spec import TableSpec
+from eventlog.changes.table_name import quoted
 from eventlog.errors import UsageError
 
 
@@ -39,9 +44,19 @@ class Prepared:
 
 
 def plan_source(
-    conn: Connection, replication: Connection, name: str, options: Options, report: Report
+    conn: Connection,
+    replication: Connection,
+    name: str,
+    options: Options,
+    report: Report,
+    *,
+    hashes: Sequence[str] = (),
+    take_key: Callable[[], HashKey | None] = lambda: None,
 ) -> Prepared:
-    """Check the server, resolve the tables and make the publications of a new source."""
+    """Check the server, resolve the tables and make the publications of a new source.
+
+    `hashes` are the columns to hash; `take_key` gives their key, once they are known to be there.
+    """
     catalog.require_capturable(conn)
     server = catalog.identify(replication)
     filters: dict[int, str] = {}
@@ -65,8 +80,8 @@ def plan_source(
         for left in catalog.passed_over(conn, patterns):
             text = f"{left.schema}.{left.name} is left out: it {left.reason}"
             report(Event(kind="warning", text=text))
-        names = publication.ensure_both(conn, name, tables)
-    _warn_inserts_only(tables, report)
+        names = publication.names_of(name)
+    hashing.require_present(hashes, tables)
     slot_name = options.slot or slot.slot_name(name)
     found = slot.inspect(conn, slot_name)
     if found is not None and options.copy:
@@ -76,6 +91,10 @@ def plan_source(
             hint="capture its backlog without a copy with --no-copy, choose another name with "
             "--slot, or remove it with `eventlog drop-source`",
         )
+    key = take_key()
+    if options.publication is None:
+        publication.ensure_both(conn, name, tables)
+    warn_inserts_only(tables, report)
     state = SourceState(
         phase=Phase.CREATING,
         slot=slot_name,
@@ -85,10 +104,15 @@ def plan_source(
         publications_ours=options.publication is None,
         partial=partial,
         tables=tuple(options.tables),
+        asked=tuple(options.tables),
+        relations=tuple(table.oid for table in tables),
+        copies={str(table.oid): {} for table in tables} if options.copy else {},
         copied=options.copy,
         system_id=server.system_id,
         timeline=server.timeline,
         position=Lsn(0),
+        hashes=tuple(hashes),
+        hash_check=None if key is None else key.check,
     )
     return Prepared(state=state, tables=tables, row_filters=filters)
 
@@ -110,6 +134,27 @@ def drop_unfinished(conn: Connection, state: SourceState) -> None:
     """Remove the slot that a capture made which was killed before it streamed."""
     if state.slot_ours and slot.inspect(conn, state.slot) is not None:
         slot.drop(conn, state.slot)
+
+
+def remove_trial(dsn: str, stored: Mapping[str, Any] | None, report: Report) -> None:
+    """Drop the publications of a temporary capture that ended; its slot went with its connection.
+
+    `stored` is the source's state, if there is one. Where they cannot be dropped it is reported:
+    `drop-source` removes them later.
+    """
+    state = None if stored is None else SourceState.from_map(stored)
+    if state is None or not (state.temporary and state.publications_ours):
+        return
+    try:
+        with closing(connect(dsn)) as conn:
+            for name in state.publications:
+                publication.drop(conn, name)
+    except CaptureError as error:
+        text = (
+            f"the publications {' and '.join(state.publications)} stay at the server: {error}; "
+            "remove them with `eventlog drop-source`"
+        )
+        report(Event(kind="warning", text=text))
 
 
 def require_resumable(
@@ -169,7 +214,7 @@ def current_end(conn: Connection, replication: Connection) -> Lsn:
 def require_same_request(name: str, state: SourceState, options: Options) -> None:
     """Raise UsageError where a source that is captured already is asked for differently."""
     for what, stored, asked in (
-        ("tables", sorted(state.tables), sorted(options.tables) or sorted(state.tables)),
+        ("tables", sorted(state.tables), _same_tables(state, options)),
         ("slot", state.slot, options.slot or state.slot),
         ("publication", state.publications[0], options.publication or state.publications[0]),
     ):
@@ -185,12 +230,18 @@ def require_same_request(name: str, state: SourceState, options: Options) -> Non
         )
 
 
-def _patterns(options: Options) -> list[TableName]:
+def _same_tables(state: SourceState, options: Options) -> list[str]:
+    """What is asked for, in the words of now: what the capture was begun with still means it."""
+    asked = sorted(options.tables)
+    return sorted(state.tables) if asked in ([], sorted(state.asked)) else asked
+
+
+def _patterns(options: Options) -> list[TableSpec]:
     if not options.tables:
         raise UsageError(
             "no table was named", hint="name tables with --table schema.table, or 'public.*'"
         )
-    return [TableName.parse(text) for text in options.tables]
+    return [TableSpec.parse(text) for text in options.tables]
 
 
 def _of_publication(
@@ -206,10 +257,21 @@ def _of_publication(
             f"publication {given.name!r} does not send {', '.join(absent)}",
             hint="it is never altered; add the tables to it, or leave --publication out",
         )
+    for table in wanted:
+        too_many = set(published[table.oid].columns) - set(table.columns) if table.listed else set()
+        if too_many:
+            names = ", ".join(map(quoted, sorted(too_many)))
+            raise UsageError(
+                f"publication {given.name!r} sends {names} of {table.table} too, which --table "
+                "leaves out",
+                hint="it is never altered: give its table a column list there, leave --publication "
+                "out, or hash these columns with --hash",
+            )
     return tuple(published[table.oid] for table in wanted)
 
 
-def _warn_inserts_only(tables: tuple[Table, ...], report: Report) -> None:
+def warn_inserts_only(tables: Sequence[Table], report: Report) -> None:
+    """Tell of tables of which only the inserts are captured."""
     for table in tables:
         if not table.updatable:
             report(

@@ -2,11 +2,11 @@
 
 ::
 
-         capture starts             slot made             copy done
-    (new) ─────────────▶ creating ────────────▶ copying ───────────▶ streaming ◀─┐ a restart
-                            ▲                      │                     │       │ checks, and
-                            └── a restart drops ───┘                     └───────┘ goes on
-                                the slot and begins anew
+         capture starts             slot made              copy done
+    (new) ─────────────▶ creating ────────────▶ copying ────────────▶ streaming ◀─┐ a restart
+                            │  ▲                   │                   ▲  │       │ checks, and
+                            └──┘ a restart drops   └── a restart ──────┘  └───────┘ goes on
+                                 the slot              copies the rest beside the stream
 
 `creating` is stored before the slot is made, so that a slot is never left behind unknown. All
 states survive a crash; only the capture process that holds the stream's lock sets them.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
@@ -49,6 +49,16 @@ class Phase(StrEnum):
 class SourceState:
     """A source's row in the log. `position`: everything that ends at or below it is stored.
 
+    `tables` are the patterns that are captured now, `asked` those that the capture was begun with,
+    `left_out` names that a pattern matches and that were removed. `relations` are the tables
+    captured, by oid; None in a log of the first version, which did not know. `copies` holds how far
+    each unfinished copy is, by the relation's oid as text: empty before its first row, `again`
+    where it was copied before. Requests below the offset `requests` are handled. At offset
+    `looked` no change was known that the stream does not show.
+
+    `hashes` are the columns whose values are replaced, and `hash_check` tells their key from
+    another.
+
     `codec` is that of its changes: it tells the types of a table without records.
 
     `partial`: the publication that the user gave leaves out updates, deletes or truncates, so that
@@ -70,9 +80,18 @@ class SourceState:
     system_id: int
     timeline: int
     position: Lsn
+    asked: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    relations: tuple[int, ...] | None = None
+    copies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    requests: int = 0
+    looked: int = 0
+    hashes: tuple[str, ...] = ()
+    hash_check: str | None = None
 
     def to_map(self) -> dict[str, Any]:
-        stored = dataclasses.asdict(self)
+        # Shallow, since this is made for every commit: what is nested is plain already.
+        stored = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         stored["phase"] = str(self.phase)
         stored["position"] = int(self.position)
         return stored
@@ -83,8 +102,9 @@ class SourceState:
         known = {name: value for name, value in stored.items() if name in names}
         known["phase"] = Phase(stored["phase"])
         known["position"] = Lsn(stored["position"])
-        for name in ("publications", "tables"):
-            known[name] = tuple(stored[name])
+        for name in ("publications", "tables", "asked", "left_out", "relations", "hashes"):
+            if known.get(name) is not None:
+                known[name] = tuple(known[name])
         return cls(**known)
 
 

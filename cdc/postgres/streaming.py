@@ -10,23 +10,35 @@
 
 One commit is under way at a time and what arrives meanwhile is gathered for the next: commits grow
 with the load by themselves (group commit). At `buffer_bytes` the source is made to wait.
+
+Another thread, which looks after the source's tables, has things done here between two blocks:
+`call` runs a function on this thread, `change` alters the state that the next commit stores.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
+from typing import TypeVar
 
 from cdc.committer import Committer
 from cdc.options import Event, Options, Report
-from cdc.postgres.assembler import Assembler, Flush
+from cdc.postgres.assembler import Assembler
+from cdc.postgres.copies import Copies
+from cdc.postgres.gate import Gate
+from cdc.postgres.gathered import Flush
+from cdc.postgres.inbox import Inbox
 from cdc.postgres.libpq import Transport
 from cdc.postgres.lsn import Lsn
 from cdc.postgres.schema_book import SchemaBook
 from cdc.postgres.state import SourceState
 from cdc.postgres.wire import status_update
+from cdc.requests import creation
 from eventlog.engine import Append, Engine, Plan, SourceUpdate, Writer, now_us
+
+Result = TypeVar("Result")
 
 COMMIT_BYTES = 1 << 20
 """So much is committed at once without waiting for more."""
@@ -59,6 +71,9 @@ class Streamer:
         book: SchemaBook,
         options: Options,
         *,
+        copies: Copies,
+        gate: Gate,
+        noticed: Callable[[], None],
         wake: Callable[[], None],
         report: Report,
         stopping: Callable[[], bool],
@@ -67,13 +82,22 @@ class Streamer:
         self._writer = writer
         self._state = state
         self._transport = transport
-        self._assembler = Assembler(book, state.position)
+        self._book = book
+        self._copies = copies
+        self._gate = gate
+        self._noticed = noticed
+        self._assembler = Assembler(book, state.position, copies=copies, gate=gate)
         self._options = options
         self._committer = Committer(wake)
+        self.wake = wake
+        self._inbox = Inbox(wake)
         self._report = report
         self._stopping = stopping
         self._stream = writer.stream.name
-        self._next_state = state
+        self._next_state = self._wanted = state
+        self._said: list[Append] = []
+        self._unstored: list[Future[None]] = []
+        self._being_stored: list[Future[None]] = []
         self._acknowledged = Lsn(0)
         self._staged = False
         now = time.monotonic()
@@ -87,36 +111,113 @@ class Streamer:
         """Rows received, those of transactions that are not whole yet included."""
         return self._assembler.rows
 
-    def run(self, until: Lsn | None) -> SourceState:
+    @property
+    def state(self) -> SourceState:
+        """The state that the next commit will store, but for its position."""
+        return self._wanted
+
+    @property
+    def position(self) -> Lsn:
+        """The stored position. Any thread may ask."""
+        return self._state.position
+
+    @property
+    def assembler(self) -> Assembler:
+        """For the streaming thread alone."""
+        return self._assembler
+
+    @property
+    def copies(self) -> Copies:
+        """For the streaming thread alone, but for what its documentation says."""
+        return self._copies
+
+    @property
+    def gate(self) -> Gate:
+        """For the streaming thread alone."""
+        return self._gate
+
+    def end(self) -> int:
+        """The stream's end. Any thread may ask."""
+        return self._engine.bounds(self._stream)[1]
+
+    def remember(self, *, looked: int) -> None:
+        """Note in the state at which offset all was well; the next commit stores it.
+
+        REQUIRES: the streaming thread.
+        """
+        self._wanted = replace(self._wanted, looked=max(self._wanted.looked, looked))
+
+    @property
+    def book(self) -> SchemaBook:
+        """For the streaming thread alone."""
+        return self._book
+
+    def call(self, work: Callable[[], Result]) -> Future[Result]:
+        """Have `work` done on the streaming thread, between two blocks. Any thread may ask."""
+        return self._inbox.put(work)
+
+    def change(
+        self, new: Callable[[SourceState], SourceState] | None = None, *said: Append
+    ) -> Future[None]:
+        """Alter the state, and append what is `said`; done once that is durable.
+
+        REQUIRES: the streaming thread. The commit holds all that is whole by now.
+        """
+        if new is not None:
+            self._wanted = new(self._wanted)
+        self._said += said
+        stored: Future[None] = Future()
+        self._unstored.append(stored)
+        return stored
+
+    def run(self, until: Lsn | None, *, settled: Callable[[], bool] = lambda: True) -> SourceState:
         """Stream until told to stop or until `until` is stored; returns the state then.
 
-        Raises ConnectionLost and what the server answers; what was whole by then is stored.
+        With `until` the stream goes on until `settled` says that nothing else is left to do. Raises
+        ConnectionLost and what the server answers; what was whole by then is stored.
         """
         self._writer.owner.discard()
         try:
-            while not self._stopping() and not (until and self._state.position >= until):
+            while not self._stopping() and not (
+                until and self._state.position >= until and self._at_rest and settled()
+            ):
                 self._step(until)
+            self._inbox.close()
             self._drain()
             self._acknowledge(force=True)
         except BaseException:
             self._committer.close()
             raise
+        finally:
+            self._inbox.close()
+            self._copies.close()
+            for future in (*self._unstored, *self._being_stored):
+                future.cancel()
         self._committer.close()
         self._tell(force=True)
         return self._state
 
     def _step(self, until: Lsn | None) -> None:
         assembler = self._assembler
-        waiting = assembler.has_complete or assembler.open_bytes > 0
-        frames = self._transport.read(
-            timeout_s=LINGER_S if waiting and not self._committer.busy else IDLE_READ_S,
-            gather_s=GATHER_S if self._bulk else 0.0,
-        )
+        frames = None
+        if assembler.stopped:
+            self._inbox.wait(IDLE_READ_S)
+        else:
+            waiting = assembler.has_complete or assembler.open_bytes > 0 or self._unstored
+            frames = self._transport.read(
+                timeout_s=LINGER_S if waiting and not self._committer.busy else IDLE_READ_S,
+                gather_s=GATHER_S if self._bulk else 0.0,
+            )
         now = time.monotonic()
+        # Before what came is taken in: a chunk was put here before its watermark was written.
+        self._inbox.run()
         if frames is not None:
             if not assembler.has_complete:
                 self._waiting_since = now
+            described = assembler.described
             assembler.feed(frames)
+            if assembler.described != described:
+                self._noticed()
             self._bytes += len(frames.data)
         self._measure_rate(now)
         self._settle(timeout_s=0.0)
@@ -139,7 +240,7 @@ class Streamer:
     def _submit(self, now: float, until: Lsn | None) -> None:
         assembler = self._assembler
         if assembler.open_bytes >= self._options.stage_bytes:
-            if assembler.has_complete:
+            if assembler.has_complete or self._unstored:
                 self._commit(assembler.take_complete())
             else:
                 batches = assembler.take_open()
@@ -148,13 +249,18 @@ class Streamer:
             enough = assembler.complete_bytes >= COMMIT_BYTES
             if enough or not self._bulk or now - self._waiting_since >= LINGER_S:
                 self._commit(assembler.take_complete())
+        elif self._unstored:
+            self._commit(assembler.take_complete())
         elif assembler.reached > self._state.position:
             wanted = assembler.reply_requested or (until and assembler.reached >= until)
             if wanted or now - self._stored_at >= IDLE_STORE_S:
                 self._commit(assembler.take_complete())
 
     def _commit(self, flush: Flush) -> None:
-        state = replace(self._state, position=flush.position)
+        state = replace(self._wanted, position=flush.position)
+        if flush.cursors is not None:
+            copies = {str(relation): cursor for relation, cursor in flush.cursors.items()}
+            state = replace(state, copies=copies)
         append = Append(
             stream=self._stream,
             batches=flush.batches,
@@ -168,24 +274,35 @@ class Streamer:
             schemas=flush.schemas,
         )
         appends = [append] if flush.batches or flush.staged_end is not None else []
-        plan = Plan(appends=appends, sources=[update])
+        plan = Plan(appends=[*appends, *self._said], sources=[update])
+        if self._said:
+            plan.create = creation(self._stream)
 
         def work() -> None:
             self._engine.commit(plan)
 
-        self._next_state = state
+        self._next_state = self._wanted = state
+        self._being_stored, self._unstored, self._said = self._unstored, [], []
         self._committer.submit(work)
 
     def _settle(self, *, timeout_s: float) -> None:
         if self._committer.busy and self._committer.settle(timeout_s=timeout_s):
             self._state = self._next_state
             self._stored_at = time.monotonic()
+            stored, self._being_stored = self._being_stored, []
+            for future in stored:
+                future.set_result(None)
+
+    @property
+    def _at_rest(self) -> bool:
+        """Whether there is nothing to store."""
+        return not self._assembler.has_complete and not self._unstored
 
     def _drain(self) -> None:
         """Store what is whole, and wait for it."""
-        while self._committer.busy or self._assembler.has_complete:
+        while self._committer.busy or not self._at_rest:
             self._settle(timeout_s=1.0)
-            if not self._committer.busy and self._assembler.has_complete:
+            if not self._committer.busy and not self._at_rest:
                 self._commit(self._assembler.take_complete())
             self._acknowledge()
 

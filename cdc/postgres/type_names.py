@@ -1,8 +1,8 @@
 """The name of a column's type as Postgres writes it, modifier included.
 
 Equal to `format_type(oid, typmod)` under `search_path = pg_catalog`, but for two things that only
-the server knows: modifiers of types that extensions bring are left out, and names that would need
-quotes stand without them.
+the server knows: names that would need quotes stand without them, and PostGIS's types without
+their modifier, which is no plain number as that of `vector(3)` is.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from cdc.postgres.builtin_types import BUILTIN, element
 from eventlog.changes.schema import Schema
+
+_OWN_MODIFIERS = frozenset({"geometry", "geography"})
 
 _HEADER = 4
 """Lengths and precisions are stored with the size of a varlena header added."""
@@ -28,7 +30,8 @@ def type_name(schema: Schema, oid: int, typmod: int) -> str:
     kind = schema.types.get(oid)
     if kind is None:
         return f"oid {oid}"
-    return kind.name if kind.namespace == "pg_catalog" else f"{kind.namespace}.{kind.name}"
+    name = kind.name if kind.namespace == "pg_catalog" else f"{kind.namespace}.{kind.name}"
+    return name if typmod < 0 or kind.name in _OWN_MODIFIERS else f"{name}({typmod})"
 
 
 def numeric_modifier(typmod: int) -> tuple[int, int] | None:

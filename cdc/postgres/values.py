@@ -18,9 +18,10 @@ everything else                         str                      the text
 ======================================  =======================  ==================
 
 No text makes a loader raise. What Python cannot hold (infinite dates, BC, years past 9999, 24:00,
-arrays that do not start at 1) and what is no value of its type is the text as `str`. Bytes that are
-not UTF-8, which only an SQL_ASCII database sends, become lone surrogates in Python, so that
-encoding with `surrogateescape` gives them back, and `\\xff` escapes in JSON.
+arrays that do not start at 1, arrays of several dimensions whose elements are arrays by a domain)
+and what is no value of its type is the text as `str`. Bytes that are not UTF-8, of an SQL_ASCII
+database or of a `"char"` before PostgreSQL 15, become lone surrogates in Python, so that encoding
+with `surrogateescape` gives them back, and `\\xff` escapes in JSON.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def loader(schema: Schema, oid: int, form: Form) -> Loader:
     inner = element(schema, oid)
     load_text = _python_text if form == "python" else _json_text
     if inner:
-        return _array(loader(schema, inner, form), delimiter(inner), load_text)
+        load = _array(loader(schema, inner, form), delimiter(schema, inner), load_text)
+        of_arrays = element(schema, underlying(schema, inner)[0])
+        return _one_dimension(load, load_text) if of_arrays else load
     return (_PYTHON if form == "python" else _JSON).get(oid, load_text)
 
 
@@ -65,6 +68,11 @@ def _array(load: Loader, mark: bytes, load_text: Loader) -> Loader:
             return load_text(text)
 
     return load_array
+
+
+def _one_dimension(load: Loader, load_text: Loader) -> Loader:
+    """Lists in a list would not tell whose dimensions they are."""
+    return lambda text: load_text(text) if text[:2] == b"{{" else load(text)
 
 
 def _bool(text: bytes) -> Any:

@@ -31,6 +31,8 @@ from eventlog.errors import SourceError
 EPOCH_US = 946_684_800_000_000
 """2000-01-01 UTC, where Postgres counts from, in microseconds since 1970-01-01."""
 
+_TIME_MAX = 2**63 - 1 - EPOCH_US
+
 _U8 = struct.Struct(">B")
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
@@ -55,6 +57,13 @@ _ROLLBACK_PREPARED = struct.Struct(">BQQqqI")
 
 class WireError(SourceError):
     """The server sent bytes that are no message of the protocol."""
+
+
+def unix_us(time: int) -> int:
+    """A time on the wire in microseconds since 1970. Raises WireError where no log can hold it."""
+    if time > _TIME_MAX:
+        raise WireError(f"a message of the replication stream has the impossible time {time}")
+    return time + EPOCH_US
 
 
 class XLogData(NamedTuple):
@@ -113,15 +122,25 @@ class Reader:
 
     def string(self) -> str:
         """Take a NUL-terminated string."""
+        found = self._string()
+        try:
+            text = found.decode()
+        except UnicodeDecodeError as error:
+            raise self.error("a string that is not UTF-8") from error
+        self.at += len(found) + 1
+        return text
+
+    def words(self) -> str:
+        """Take a string that names nothing here: bytes that are not UTF-8 become `\\xff`."""
+        found = self._string()
+        self.at += len(found) + 1
+        return found.decode("utf-8", "backslashreplace")
+
+    def _string(self) -> bytes:
         stop = self.data.find(b"\0", self.at)
         if stop < 0:
             raise self.error("a string without end")
-        try:
-            text = self.data[self.at : stop].decode()
-        except UnicodeDecodeError as error:
-            raise self.error("a string that is not UTF-8") from error
-        self.at = stop + 1
-        return text
+        return self.data[self.at : stop]
 
     def row(self) -> tuple[Text, ...]:
         """Take a row of values."""
@@ -194,11 +213,11 @@ def parse_frame(frame: bytes | memoryview) -> XLogData | Keepalive:
     reader = Reader(data, f"frame {_quoted(tag)} of the replication stream", 1)
     if tag == b"w":
         start, end, sent = reader.fields(_XLOG)
-        return XLogData(Lsn(start), Lsn(end), sent + EPOCH_US, data[reader.at :])
+        return XLogData(Lsn(start), Lsn(end), unix_us(sent), data[reader.at :])
     if tag == b"k":
         end, sent, reply = reader.fields(_KEEPALIVE)
         reader.expect_end()
-        return Keepalive(Lsn(end), sent + EPOCH_US, bool(reply))
+        return Keepalive(Lsn(end), unix_us(sent), bool(reply))
     found = f"begins with the unknown tag {_quoted(tag)}" if tag else "is empty"
     raise WireError(f"a frame of the replication stream {found}")
 
@@ -220,12 +239,12 @@ def _quoted(tag: bytes) -> str:
 
 def _begin(r: Reader) -> m.Begin:
     final, time, xid = r.fields(_BEGIN)
-    return m.Begin(Lsn(final), time + EPOCH_US, xid)
+    return m.Begin(Lsn(final), unix_us(time), xid)
 
 
 def _commit(r: Reader) -> m.Commit:
     flags, commit, end, time = r.fields(_COMMIT)
-    return m.Commit(flags, Lsn(commit), Lsn(end), time + EPOCH_US)
+    return m.Commit(flags, Lsn(commit), Lsn(end), unix_us(time))
 
 
 def _origin(r: Reader) -> m.Origin:
@@ -234,7 +253,7 @@ def _origin(r: Reader) -> m.Origin:
 
 def _message(r: Reader) -> m.LogicalMessage:
     flags, lsn = r.fields(_MESSAGE)
-    prefix = r.string()
+    prefix = r.words()  # an SQL_ASCII database lets anything through
     return m.LogicalMessage(bool(flags & 1), Lsn(lsn), prefix, r.take(r.one(_I32)))
 
 
@@ -295,7 +314,7 @@ def _stream_stop(_: Reader) -> m.StreamStop:
 
 def _stream_commit(r: Reader) -> m.StreamCommit:
     xid, flags, commit, end, time = r.fields(_STREAM_COMMIT)
-    return m.StreamCommit(xid, flags, Lsn(commit), Lsn(end), time + EPOCH_US)
+    return m.StreamCommit(xid, flags, Lsn(commit), Lsn(end), unix_us(time))
 
 
 def _stream_abort(r: Reader) -> m.StreamAbort:
@@ -303,17 +322,17 @@ def _stream_abort(r: Reader) -> m.StreamAbort:
     if r.at == len(r.data):
         return m.StreamAbort(xid, subxid, None, None)
     lsn, time = r.fields(_ABORT_PLACE)
-    return m.StreamAbort(xid, subxid, Lsn(lsn), time + EPOCH_US)
+    return m.StreamAbort(xid, subxid, Lsn(lsn), unix_us(time))
 
 
 def _begin_prepare(r: Reader) -> m.BeginPrepare:
     prepare, end, time, xid = r.fields(_BEGIN_PREPARE)
-    return m.BeginPrepare(Lsn(prepare), Lsn(end), time + EPOCH_US, xid, r.string())
+    return m.BeginPrepare(Lsn(prepare), Lsn(end), unix_us(time), xid, r.string())
 
 
 def _prepare(r: Reader) -> m.Prepare:
     flags, prepare, end, time, xid = r.fields(_PREPARE)
-    return m.Prepare(flags, Lsn(prepare), Lsn(end), time + EPOCH_US, xid, r.string())
+    return m.Prepare(flags, Lsn(prepare), Lsn(end), unix_us(time), xid, r.string())
 
 
 def _stream_prepare(r: Reader) -> m.StreamPrepare:
@@ -326,7 +345,7 @@ def _commit_prepared(r: Reader) -> m.CommitPrepared:
 
 def _rollback_prepared(r: Reader) -> m.RollbackPrepared:
     flags, prepare, rollback, prepared, rolled, xid = r.fields(_ROLLBACK_PREPARED)
-    times = prepared + EPOCH_US, rolled + EPOCH_US
+    times = unix_us(prepared), unix_us(rolled)
     return m.RollbackPrepared(flags, Lsn(prepare), Lsn(rollback), *times, xid, r.string())
 
 
