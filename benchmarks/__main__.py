@@ -26,7 +26,7 @@ from benchmarks.options import Options
 from benchmarks.table import render
 from eventlog.errors import EventLogError
 
-PROGRAMS = ("append", "capture", "compression", "fair", "follow", "read")
+PROGRAMS = ("append", "capture", "compression", "copy", "fair", "follow", "read")
 DESCRIPTION = "One program for each question, with peers and limits side by side in one run."
 
 
@@ -95,10 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rows", metavar="N", type=int, help="rows or events of a sample")
     parser.add_argument(
-        "--transaction-rows", metavar="N", type=int, default=1_000, help="capture: rows of one"
+        "--transaction-rows",
+        metavar="N",
+        type=int,
+        default=1_000,
+        help="capture, copy: rows of one",
     )
     parser.add_argument(
-        "--postgres", metavar="MAJOR", type=int, default=18, help="capture: 18 is the wheel's"
+        "--postgres", metavar="MAJOR", type=int, default=18, help="capture, copy: 18 is the wheel's"
     )
     parser.add_argument(
         "--directory",

@@ -143,14 +143,19 @@ def run(options: Options) -> Result:
     return Result(name="capture", question=QUESTION, about=about, figures=figures, ratios=ratios)
 
 
-@contextmanager
-def _backlog(options: Options, rows: int) -> Iterator[Backlog]:
+def server_of(options: Options) -> EmbeddedServer:
+    """Start a server of the version that was asked for, which has no work but what is measured."""
     wheel = options.postgres == 18
     bindir = None if wheel else Path(f"/usr/lib/postgresql/{options.postgres}/bin")
     # Checkpoints would make the server's disk work fall into some samples and not into others.
     settings = {"fsync": "off", "max_wal_size": "8GB", "checkpoint_timeout": "1h"}
     settings["autovacuum"] = "off"
-    with EmbeddedServer.start(bindir=bindir, settings=settings) as server:
+    return EmbeddedServer.start(bindir=bindir, settings=settings)
+
+
+@contextmanager
+def _backlog(options: Options, rows: int) -> Iterator[Backlog]:
+    with server_of(options) as server:
         options.note(f"capture: filling PostgreSQL {server.version} with {rows:,} rows")
         with psycopg.connect(server.dsn, autocommit=True) as conn:
             conn.execute(TABLE)
@@ -202,7 +207,7 @@ def _ended_backends_cpu_s(server: EmbeddedServer) -> float:
 
 def _pg_recvlogical(backlog: Backlog, slot: str, directory: Path) -> dict[str, float]:
     command = [
-        str(_client_bindir(backlog.server) / "pg_recvlogical"),
+        str(client_bindir(backlog.server, "pg_recvlogical") / "pg_recvlogical"),
         f"--dbname={backlog.server.dsn}",
         f"--slot={slot}",
         "--start",
@@ -256,7 +261,6 @@ def _sample(backlog: Backlog, used: Usage, *, seconds: float, cpu_s: float) -> d
     }
 
 
-def _client_bindir(server: EmbeddedServer) -> Path:
+def client_bindir(server: EmbeddedServer, program: str) -> Path:
     """The server's programs, or the wheel's where those were copied for another user."""
-    there = server.bindir / "pg_recvlogical"
-    return server.bindir if there.exists() else wheel_bindir()
+    return server.bindir if (server.bindir / program).exists() else wheel_bindir()
