@@ -20,7 +20,7 @@ from unittest import mock
 
 import eventlog
 from cdc.options import Event
-from cdc.postgres import copying
+from cdc.postgres.copy import copying
 from cdc.source import Source
 
 SOURCE = "bench"

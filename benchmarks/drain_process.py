@@ -18,9 +18,9 @@ import numpy as np
 
 from cdc.postgres.assembler import XLOG_HEAD
 from cdc.postgres.connection import connect_replication
-from cdc.postgres.frames import Frames
-from cdc.postgres.libpq import ReplicationStream, Wake
-from cdc.postgres.lsn import Lsn
+from cdc.postgres.protocol.frames import Frames
+from cdc.postgres.protocol.libpq import ReplicationStream, Wake
+from cdc.postgres.protocol.lsn import Lsn
 from cdc.postgres.streaming import GATHER_S, IDLE_READ_S
 
 

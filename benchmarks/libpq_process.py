@@ -16,7 +16,7 @@ import time
 from psycopg import sql
 
 from cdc.postgres.connection import connect
-from cdc.postgres.libpq import CopyReader
+from cdc.postgres.protocol.libpq import CopyReader
 
 SILENCE_S = 1.0
 GATHER_S = 0.002

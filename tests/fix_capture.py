@@ -15,7 +15,7 @@ import psycopg
 import cdc
 import eventlog
 from cdc.options import Event, Outcome
-from cdc.postgres.lsn import Lsn
+from cdc.postgres.protocol.lsn import Lsn
 from cdc.postgres.state import SourceState
 from tests.fix_postgres import Database
 

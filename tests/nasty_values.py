@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cdc.postgres.builtin_types import BUILTIN
+from cdc.postgres.values.builtin_types import BUILTIN
 from eventlog.changes.schema import Column, Schema, SourceType
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import pytest
 
 from cdc.postgres.assembler import Assembler
-from cdc.postgres.frames import Frames
-from cdc.postgres.lsn import Lsn
-from cdc.postgres.schema_book import SchemaBook
-from cdc.postgres.wire import WireError
+from cdc.postgres.protocol.frames import Frames
+from cdc.postgres.protocol.lsn import Lsn
+from cdc.postgres.protocol.wire import WireError
+from cdc.postgres.schema.schema_book import SchemaBook
 from eventlog.engine import Batch
 from eventlog.engine.batch import BATCH_BYTES
 from eventlog.engine.payload import decode

@@ -15,7 +15,9 @@ import pytest
 
 import cdc
 import eventlog
-from cdc.postgres import attendant, backfill, chunks, streaming, window
+from cdc.postgres import streaming
+from cdc.postgres.attending import attendant
+from cdc.postgres.copy import backfill, chunks, window
 from cdc.requests import ask, facts
 from eventlog.changes.change import Op
 from tests.fix_capture import (

@@ -11,9 +11,11 @@ import cdc
 import eventlog
 from cdc.driver import driver_of
 from cdc.options import Event
-from cdc.postgres import chunks, libpq, streaming
+from cdc.postgres import streaming
 from cdc.postgres.connection import connect, connect_replication
-from cdc.postgres.lsn import Lsn
+from cdc.postgres.copy import chunks
+from cdc.postgres.protocol import libpq
+from cdc.postgres.protocol.lsn import Lsn
 from cdc.postgres.setup import current_end
 from eventlog.changes.change import UNCHANGED, Change, Op
 from eventlog.engine import Owner

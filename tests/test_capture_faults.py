@@ -28,8 +28,8 @@ from cdc.errors import (
 )
 from cdc.postgres import capture as capture_module
 from cdc.postgres import streaming
-from cdc.postgres.catalog import ServerIdentity, TimelineSwitch
-from cdc.postgres.lsn import Lsn
+from cdc.postgres.protocol.lsn import Lsn
+from cdc.postgres.schema.catalog import ServerIdentity, TimelineSwitch
 from cdc.postgres.server import EmbeddedServer
 from cdc.postgres.state import Phase, SourceState, require_not_behind, require_same_history
 from eventlog.changes.change import Op

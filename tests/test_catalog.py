@@ -10,11 +10,12 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from cdc import errors
-from cdc.postgres import catalog, publication, slot
-from cdc.postgres.catalog import Table
 from cdc.postgres.connection import Connection, connect, connect_replication
-from cdc.postgres.lsn import Lsn
-from cdc.postgres.relation import describe_relation
+from cdc.postgres.protocol.lsn import Lsn
+from cdc.postgres.publishing import publication, slot
+from cdc.postgres.schema import catalog
+from cdc.postgres.schema.catalog import Table
+from cdc.postgres.schema.relation import describe_relation
 from cdc.postgres.server import EmbeddedServer
 from eventlog.changes.table_name import TableName
 from eventlog.errors import UsageError

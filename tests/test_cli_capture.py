@@ -24,8 +24,8 @@ from cdc.driver import Lag
 from cdc.errors import ConnectionRefused, OtherSystem, SlotInUse
 from cdc.options import Event, Options, Outcome, Report
 from cdc.postgres.driver import DRIVER, threat
-from cdc.postgres.lsn import Lsn
-from cdc.postgres.slot import SlotState
+from cdc.postgres.protocol.lsn import Lsn
+from cdc.postgres.publishing.slot import SlotState
 from cdc.postgres.state import Phase, SourceState
 from cdc.requests import ask
 from eventlog.engine import Plan, SourceUpdate

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 
 import eventlog
 from cdc.commands.tables import tables as tables_command
-from cdc.postgres.lsn import Lsn
+from cdc.postgres.protocol.lsn import Lsn
 from cdc.requests import Fact, FactKind, pending, tell
 from eventlog.changes.change import Op
 from eventlog.engine import Plan, SourceUpdate

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc.postgres import messages as m
-from cdc.postgres import wire
 from cdc.postgres.copy_codec import CODEC as COPY
 from cdc.postgres.pgoutput import CODEC as PGOUTPUT
+from cdc.postgres.protocol import messages as m
+from cdc.postgres.protocol import wire
 from eventlog.changes.change import ABSENT, UNCHANGED, Op, RawChange, Text
 from eventlog.changes.codec import ChangeCodec, codec
 from eventlog.changes.schema import Column, Schema

@@ -14,11 +14,13 @@ from click.testing import CliRunner
 from cdc import errors
 from cdc.commands.doctor import doctor
 from cdc.options import Options
-from cdc.postgres import catalog, column_list, hashing, publication
-from cdc.postgres.catalog import Table
-from cdc.postgres.column_list import Identity
 from cdc.postgres.connection import Connection, connect
-from cdc.postgres.table_spec import ColumnName, TableSpec
+from cdc.postgres.privacy import hashing
+from cdc.postgres.publishing import column_list, publication
+from cdc.postgres.publishing.column_list import Identity
+from cdc.postgres.schema import catalog
+from cdc.postgres.schema.catalog import Table
+from cdc.postgres.schema.table_spec import ColumnName, TableSpec
 from eventlog.changes.table_name import TableName
 from eventlog.errors import UsageError
 from tests.fix_postgres import Database

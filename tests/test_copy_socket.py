@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from cdc.errors import ConnectionLost, ServerError
-from cdc.postgres import copy_socket
 from cdc.postgres.connection import connect
-from cdc.postgres.copy_socket import SocketReader
-from cdc.postgres.frames import Run
+from cdc.postgres.copy import copy_socket
+from cdc.postgres.copy.copy_socket import SocketReader
+from cdc.postgres.protocol.frames import Run
 from tests.fix_postgres import Database
 
 COPY_BEGINS = b"H" + struct.pack(">IBH", 7, 0, 0)

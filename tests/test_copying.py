@@ -14,15 +14,16 @@ import pytest
 
 import eventlog
 from cdc.errors import CaptureError, PermissionMissing, ServerError
-from cdc.postgres import catalog, chunks, copy_socket
-from cdc.postgres.catalog import Table
-from cdc.postgres.chunks import CopyCursor, Pace
 from cdc.postgres.connection import Connection, connect
-from cdc.postgres.copying import CopyProgress, copy_tables
-from cdc.postgres.lsn import Lsn
-from cdc.postgres.ranges import Range, Tid
-from cdc.postgres.snapshot_reader import Job, Snapshot, SnapshotReader
-from cdc.postgres.throttle import Throttle
+from cdc.postgres.copy import chunks, copy_socket
+from cdc.postgres.copy.chunks import CopyCursor, Pace
+from cdc.postgres.copy.copying import CopyProgress, copy_tables
+from cdc.postgres.copy.ranges import Range, Tid
+from cdc.postgres.copy.snapshot_reader import Job, Snapshot, SnapshotReader
+from cdc.postgres.copy.throttle import Throttle
+from cdc.postgres.protocol.lsn import Lsn
+from cdc.postgres.schema import catalog
+from cdc.postgres.schema.catalog import Table
 from eventlog.changes.schema import Column, Schema
 from eventlog.changes.table_name import TableName
 from eventlog.engine import Append, Batch, Plan, SourceUpdate

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cdc.postgres import messages as m
-from cdc.postgres import wire
 from cdc.postgres.copy_codec import CODEC as COPY
-from cdc.postgres.frames import Frames
-from cdc.postgres.lsn import Lsn
 from cdc.postgres.pgoutput import CODEC as PGOUTPUT
+from cdc.postgres.protocol import messages as m
+from cdc.postgres.protocol import wire
+from cdc.postgres.protocol.frames import Frames
+from cdc.postgres.protocol.lsn import Lsn
 from eventlog.changes.change import ABSENT, UNCHANGED, Op, RawChange, Text
 from eventlog.changes.schema import Column, Schema
 from eventlog.engine import Batch

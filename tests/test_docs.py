@@ -160,7 +160,7 @@ def test_commands_within_the_text_exist() -> None:
 
 def every_option(command: click.Command) -> Iterator[str]:
     for parameter in command.params:
-        yield from parameter.opts
+        yield from (*parameter.opts, *parameter.secondary_opts)
     if isinstance(command, click.Group):
         context = click.Context(command)
         for name in command.list_commands(context):

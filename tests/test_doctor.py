@@ -14,9 +14,9 @@ from psycopg.conninfo import make_conninfo
 
 from cdc import errors
 from cdc.commands.doctor import doctor
-from cdc.postgres.catalog import PassedOver, Table
 from cdc.postgres.doctor import Finding, Severity, examine, judge
 from cdc.postgres.facts import Facts, SlotFact, TableFact
+from cdc.postgres.schema.catalog import PassedOver, Table
 from cdc.postgres.server import EmbeddedServer
 from eventlog.changes.table_name import TableName
 from tests.fix_postgres import SETTINGS, WHEEL, Database, RunCli, assert_explained, bindir

@@ -18,8 +18,8 @@ import pytest
 import cdc
 import eventlog
 from cdc.errors import CaptureError
-from cdc.postgres.builtin_types import BUILTIN, delimiter, element, underlying
 from cdc.postgres.copy_codec import CODEC
+from cdc.postgres.values.builtin_types import BUILTIN, delimiter, element, underlying
 from eventlog.changes.change import UNCHANGED, Change, Op
 from eventlog.changes.schema import Schema
 from tests import every_type

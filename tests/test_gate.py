@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given
 
 from cdc.errors import HashKeyFault
-from cdc.postgres import hash_key
 from cdc.postgres.copy_codec import CODEC as COPY
-from cdc.postgres.frames import Run
-from cdc.postgres.gate import Gate
 from cdc.postgres.pgoutput import CODEC as PGOUTPUT
-from cdc.postgres.table_spec import ColumnName, TableSpec
-from cdc.postgres.wire import WireError
+from cdc.postgres.privacy import hash_key
+from cdc.postgres.privacy.gate import Gate
+from cdc.postgres.protocol.frames import Run
+from cdc.postgres.protocol.wire import WireError
+from cdc.postgres.schema.table_spec import ColumnName, TableSpec
 from eventlog.changes.change import UNCHANGED, RawChange, Text
 from eventlog.changes.schema import Column, Schema
 from tests.fix_log import column, delete, insert, update

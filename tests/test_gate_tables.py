@@ -8,7 +8,9 @@ import pytest
 
 import cdc
 import eventlog
-from cdc.postgres import attendant, chunks, streaming
+from cdc.postgres import streaming
+from cdc.postgres.attending import attendant
+from cdc.postgres.copy import chunks
 from cdc.requests import Fact, ask, facts
 from tests.fix_capture import Background, captured_in_background, state_of, until, wal_position
 from tests.fix_postgres import Database

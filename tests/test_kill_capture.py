@@ -21,7 +21,7 @@ import cdc
 import eventlog
 from cdc.demo.flights import load_schedule
 from cdc.demo.replay import create_tables, replay
-from cdc.postgres.lsn import Lsn
+from cdc.postgres.protocol.lsn import Lsn
 from eventlog.engine.batch import BATCH_BYTES
 from tests.fix_capture import assert_snapshot_equals_postgres, state_of, wal_position
 from tests.fix_postgres import Database

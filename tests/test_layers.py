@@ -148,7 +148,11 @@ def test_each_foreign_world_is_imported_in_its_own_place(foreign: str, homes: li
 
 
 def test_the_decoder_sees_no_socket_and_no_clock() -> None:
-    sans_io = {"cdc.postgres.lsn", "cdc.postgres.messages", "cdc.postgres.wire"}
+    sans_io = {
+        "cdc.postgres.protocol.lsn",
+        "cdc.postgres.protocol.messages",
+        "cdc.postgres.protocol.wire",
+    }
     assert sans_io <= SOURCES.keys()
     effects = ["psycopg", "socket", "select", "selectors", "time", "asyncio", "threading", "os"]
     wrong = [

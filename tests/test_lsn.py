@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc.postgres.lsn import Lsn
+from cdc.postgres.protocol.lsn import Lsn
 from eventlog.errors import UsageError
 from tests.fix_postgres import Database
 

@@ -10,10 +10,10 @@ import msgpack
 import psycopg
 import pytest
 
-from cdc.postgres import publication
-from cdc.postgres.catalog import resolve_tables
 from cdc.postgres.connection import Connection, connect
-from cdc.postgres.observation import TableFacts, judge, observe
+from cdc.postgres.publishing import publication
+from cdc.postgres.schema.catalog import resolve_tables
+from cdc.postgres.schema.observation import TableFacts, judge, observe
 from cdc.postgres.server import EmbeddedServer
 from eventlog.changes.table_name import TableName
 from tests.fix_postgres import Database

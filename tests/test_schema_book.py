@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from cdc.postgres.messages import Relation, RelationColumn
-from cdc.postgres.relation import CatalogColumn, CatalogRelation
-from cdc.postgres.schema_book import SchemaBook, schema_of
+from cdc.postgres.protocol.messages import Relation, RelationColumn
+from cdc.postgres.schema.relation import CatalogColumn, CatalogRelation
+from cdc.postgres.schema.schema_book import SchemaBook, schema_of
 from eventlog.changes.schema import Schema, SourceType
 
 T = 16_400

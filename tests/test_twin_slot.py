@@ -23,8 +23,9 @@ import pytest
 
 import cdc
 import eventlog
-from cdc.postgres import attendant, streaming
-from cdc.postgres.lsn import Lsn
+from cdc.postgres import streaming
+from cdc.postgres.attending import attendant
+from cdc.postgres.protocol.lsn import Lsn
 from cdc.postgres.server import EmbeddedServer
 from eventlog.changes.change import UNCHANGED, Marker, Op
 from eventlog.changes.reading import pieces

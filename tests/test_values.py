@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc.postgres.arrays import ExplicitBounds, parse_array
-from cdc.postgres.builtin_types import ARRAYS, BUILTIN
 from cdc.postgres.copy_codec import CODEC
-from cdc.postgres.values import loader
+from cdc.postgres.values.arrays import ExplicitBounds, parse_array
+from cdc.postgres.values.builtin_types import ARRAYS, BUILTIN
+from cdc.postgres.values.loaders import loader
 from eventlog.changes.codec import Form
 from eventlog.changes.schema import Column, Schema, SourceType
 from tests import nasty_values

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cdc.postgres import window as window_module
-from cdc.postgres.visibility import Visibility
-from cdc.postgres.window import Window
+from cdc.postgres.copy import window as window_module
+from cdc.postgres.copy.window import Window
+from cdc.postgres.protocol.visibility import Visibility
 from eventlog.changes.change import ABSENT, UNCHANGED, Op, RawChange, Text
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc.postgres import messages as m
-from cdc.postgres import wire
-from cdc.postgres.lsn import Lsn
+from cdc.postgres.protocol import messages as m
+from cdc.postgres.protocol import wire
+from cdc.postgres.protocol.lsn import Lsn
 from eventlog.changes.change import UNCHANGED, Marker, Text
 from eventlog.errors import SourceError
 

@@ -47,7 +47,7 @@ def doctor(
     """
     from cdc.postgres.connection import has_password_in_text
     from cdc.postgres.doctor import Severity, examine
-    from cdc.postgres.table_spec import ColumnName, TableSpec
+    from cdc.postgres.schema.table_spec import ColumnName, TableSpec
 
     typed = ctx.get_parameter_source("dsn") == click.core.ParameterSource.COMMANDLINE
     if typed and has_password_in_text(dsn):

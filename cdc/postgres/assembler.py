@@ -27,16 +27,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from cdc.postgres import messages as m
-from cdc.postgres import wire
 from cdc.postgres.builder import BatchBuilder, TransactionMark
-from cdc.postgres.copies import TOKEN, Copies
-from cdc.postgres.frames import U8, Frames, Run, without_heads, words_at
-from cdc.postgres.gate import Gate
+from cdc.postgres.copy.copies import TOKEN, Copies
 from cdc.postgres.gathered import Flush, Gathered
-from cdc.postgres.lsn import Lsn
 from cdc.postgres.open_transaction import OpenTransaction
-from cdc.postgres.schema_book import SchemaBook
+from cdc.postgres.privacy.gate import Gate
+from cdc.postgres.protocol import messages as m
+from cdc.postgres.protocol import wire
+from cdc.postgres.protocol.frames import U8, Frames, Run, without_heads, words_at
+from cdc.postgres.protocol.lsn import Lsn
+from cdc.postgres.schema.schema_book import SchemaBook
 from cdc.postgres.state import PGOUTPUT
 from eventlog.changes.schema import Schema
 from eventlog.engine import Batch

@@ -16,20 +16,23 @@ from dataclasses import dataclass, field, replace
 
 from cdc.errors import MissingTable, SlotInUse
 from cdc.options import Event, Options, Report
-from cdc.postgres import copying, hashing, setup, slot
-from cdc.postgres.chunks import CopyCursor
+from cdc.postgres import setup
+from cdc.postgres.attending.samples import Samples
 from cdc.postgres.connection import Connection, connect, connect_replication
-from cdc.postgres.copying import CopyProgress
-from cdc.postgres.describing import describe
-from cdc.postgres.hash_key import HashKey
-from cdc.postgres.observation import observe
-from cdc.postgres.samples import Samples
-from cdc.postgres.schema_book import SchemaBook
+from cdc.postgres.copy import copying
+from cdc.postgres.copy.chunks import CopyCursor
+from cdc.postgres.copy.copying import CopyProgress
+from cdc.postgres.copy.snapshot_reader import Job, Snapshot
+from cdc.postgres.copy.throttle import Throttle
+from cdc.postgres.privacy import hashing
+from cdc.postgres.privacy.hash_key import HashKey
+from cdc.postgres.publishing import slot
+from cdc.postgres.schema.describing import describe
+from cdc.postgres.schema.observation import observe
+from cdc.postgres.schema.schema_book import SchemaBook
 from cdc.postgres.setup import Prepared
-from cdc.postgres.snapshot_reader import Job, Snapshot
 from cdc.postgres.state import Phase, SourceState
 from cdc.postgres.taking_up import gate_and_book
-from cdc.postgres.throttle import Throttle
 from cdc.requests import Fact, creation, tell
 from eventlog import Log
 from eventlog.engine import Append, Batch, Plan, SourceUpdate, Writer

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cdc.postgres.frames import I64, Run
+from cdc.postgres.protocol.frames import I64, Run
 from eventlog.engine import Batch, Transactions
 from eventlog.engine.batch import BATCH_BYTES
 from eventlog.engine.payload import encode

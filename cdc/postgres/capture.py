@@ -12,17 +12,17 @@ import time
 from cdc.errors import CaptureError, SlotInUse
 from cdc.options import Event, Options, Outcome, Report
 from cdc.postgres import setup
-from cdc.postgres.attendant import Attendant
+from cdc.postgres.attending.attendant import Attendant
+from cdc.postgres.attending.samples import Samples
 from cdc.postgres.beginning import HELD_FIRST_S, HELD_SLOT_S, Beginning
 from cdc.postgres.connection import Connection, connect, connect_replication
-from cdc.postgres.copying import CopyProgress
-from cdc.postgres.libpq import ReplicationStream, Wake
-from cdc.postgres.lsn import Lsn
-from cdc.postgres.samples import Samples
+from cdc.postgres.copy.copying import CopyProgress
+from cdc.postgres.copy.throttle import Throttle
+from cdc.postgres.protocol.libpq import ReplicationStream, Wake
+from cdc.postgres.protocol.lsn import Lsn
 from cdc.postgres.state import Phase, SourceState
 from cdc.postgres.streaming import Streamer
 from cdc.postgres.taking_up import gate_and_book, taken_up
-from cdc.postgres.throttle import Throttle
 from eventlog import Log
 from eventlog.engine import Writer, generation
 

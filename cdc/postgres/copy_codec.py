@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from cdc.postgres.text_codec import TextCodec
+from cdc.postgres.values.text_codec import TextCodec
 from eventlog.changes.change import Op, RawChange, Text
 from eventlog.changes.codec import ChangeCodec
 from eventlog.changes.schema import Schema

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cdc.errors import PermissionMissing
-from cdc.postgres.catalog import OLDEST_VERSION
 from cdc.postgres.connection import connect
 from cdc.postgres.facts import Facts, TableFact, gather
-from cdc.postgres.table_spec import TableSpec
+from cdc.postgres.schema.catalog import OLDEST_VERSION
+from cdc.postgres.schema.table_spec import TableSpec
 from eventlog.changes.table_name import TableName, quoted
 
 RETAINED_BYTES_NOTED = 1 << 30

@@ -7,13 +7,14 @@ from typing import Any
 
 from cdc.driver import Lag
 from cdc.options import Options, Report
-from cdc.postgres import catalog, publication, slot
 from cdc.postgres.capture import Capture
-from cdc.postgres.catalog import ServerIdentity
 from cdc.postgres.connection import connect, connect_replication, has_password_in_text
-from cdc.postgres.slot import SlotState
+from cdc.postgres.publishing import publication, slot
+from cdc.postgres.publishing.slot import SlotState
+from cdc.postgres.schema import catalog
+from cdc.postgres.schema.catalog import ServerIdentity
+from cdc.postgres.schema.table_spec import ColumnName, TableSpec
 from cdc.postgres.state import SourceState, require_same_system
-from cdc.postgres.table_spec import ColumnName, TableSpec
 from eventlog import Log
 
 

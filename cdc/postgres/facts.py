@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from cdc.errors import CaptureError, MissingTable
-from cdc.postgres import catalog, column_list, hashing
-from cdc.postgres.catalog import PassedOver, Table
 from cdc.postgres.connection import Connection, connect_replication
 from cdc.postgres.faults import translated
-from cdc.postgres.table_spec import ColumnName, TableSpec
+from cdc.postgres.privacy import hashing
+from cdc.postgres.publishing import column_list
+from cdc.postgres.schema import catalog
+from cdc.postgres.schema.catalog import PassedOver, Table
+from cdc.postgres.schema.table_spec import ColumnName, TableSpec
 from eventlog.changes.table_name import TableName
 from eventlog.errors import UsageError
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cdc.postgres.builder import BatchBuilder
-from cdc.postgres.lsn import Lsn
+from cdc.postgres.protocol.lsn import Lsn
 from eventlog.engine import Batch
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from cdc.postgres import messages as m
 from cdc.postgres.builder import BatchBuilder
-from cdc.postgres.frames import Run
+from cdc.postgres.protocol import messages as m
+from cdc.postgres.protocol.frames import Run
 from cdc.postgres.state import PGOUTPUT
 from eventlog.engine import Batch
 

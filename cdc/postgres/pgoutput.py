@@ -19,9 +19,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 
-from cdc.postgres import wire
-from cdc.postgres.messages import LogicalMessage, Truncate
-from cdc.postgres.text_codec import TextCodec
+from cdc.postgres.protocol import wire
+from cdc.postgres.protocol.messages import LogicalMessage, Truncate
+from cdc.postgres.values.text_codec import TextCodec
 from eventlog.changes.change import ABSENT, UNCHANGED, Op, RawChange, Text
 from eventlog.changes.codec import ChangeCodec
 from eventlog.changes.schema import Schema

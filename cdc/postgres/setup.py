@@ -11,14 +11,17 @@ import psycopg
 
 from cdc.errors import CaptureError, SlotExists, SlotMissing
 from cdc.options import Event, Options, Report
-from cdc.postgres import catalog, hashing, publication, slot
 from cdc.postgres.assembler import OWN_PREFIX
-from cdc.postgres.catalog import Table
 from cdc.postgres.connection import Connection, connect
 from cdc.postgres.faults import failed
-from cdc.postgres.hash_key import HashKey
-from cdc.postgres.lsn import Lsn
-from cdc.postgres.slot import CreatedSlot
+from cdc.postgres.privacy import hashing
+from cdc.postgres.privacy.hash_key import HashKey
+from cdc.postgres.protocol.lsn import Lsn
+from cdc.postgres.publishing import publication, slot
+from cdc.postgres.publishing.slot import CreatedSlot
+from cdc.postgres.schema import catalog
+from cdc.postgres.schema.catalog import Table
+from cdc.postgres.schema.table_spec import TableSpec
 from cdc.postgres.state import (
     Phase,
     SourceState,
@@ -26,7 +29,6 @@ from cdc.postgres.state import (
     require_same_history,
     require_untouched,
 )
-from cdc.postgres.table_spec import TableSpec
 from eventlog.changes.table_name import quoted
 from eventlog.errors import UsageError
 

@@ -27,11 +27,11 @@ from cdc.errors import (
     RestoredFromBackup,
     TimelineForked,
 )
-from cdc.postgres.catalog import ServerIdentity, TimelineSwitch
-from cdc.postgres.lsn import Lsn
+from cdc.postgres.protocol.lsn import Lsn
+from cdc.postgres.schema.catalog import ServerIdentity, TimelineSwitch
 
 if TYPE_CHECKING:
-    from cdc.postgres.slot import SlotState
+    from cdc.postgres.publishing.slot import SlotState
 
 PGOUTPUT = 3
 """The codec's number in docs/format.md."""

@@ -26,15 +26,15 @@ from typing import TypeVar
 from cdc.committer import Committer
 from cdc.options import Event, Options, Report
 from cdc.postgres.assembler import Assembler
-from cdc.postgres.copies import Copies
-from cdc.postgres.gate import Gate
+from cdc.postgres.attending.inbox import Inbox
+from cdc.postgres.copy.copies import Copies
 from cdc.postgres.gathered import Flush
-from cdc.postgres.inbox import Inbox
-from cdc.postgres.libpq import Transport
-from cdc.postgres.lsn import Lsn
-from cdc.postgres.schema_book import SchemaBook
+from cdc.postgres.privacy.gate import Gate
+from cdc.postgres.protocol.libpq import Transport
+from cdc.postgres.protocol.lsn import Lsn
+from cdc.postgres.protocol.wire import status_update
+from cdc.postgres.schema.schema_book import SchemaBook
 from cdc.postgres.state import SourceState
-from cdc.postgres.wire import status_update
 from cdc.requests import creation
 from eventlog.engine import Append, Engine, Plan, SourceUpdate, Writer, now_us
 

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from cdc.options import Options
-from cdc.postgres import hashing
-from cdc.postgres.chunks import CopyCursor
+from cdc.postgres.attending.samples import Samples
 from cdc.postgres.connection import Connection
-from cdc.postgres.copies import AGAIN, Copies, is_begun
-from cdc.postgres.gate import Gate
-from cdc.postgres.lsn import Lsn
-from cdc.postgres.relation import find_relation
-from cdc.postgres.samples import Samples
-from cdc.postgres.schema_book import SchemaBook
+from cdc.postgres.copy.chunks import CopyCursor
+from cdc.postgres.copy.copies import AGAIN, Copies, is_begun
+from cdc.postgres.copy.window import Window
+from cdc.postgres.privacy import hashing
+from cdc.postgres.privacy.gate import Gate
+from cdc.postgres.protocol.lsn import Lsn
+from cdc.postgres.schema.relation import find_relation
+from cdc.postgres.schema.schema_book import SchemaBook
 from cdc.postgres.state import SourceState
-from cdc.postgres.window import Window
 from eventlog import Log
 from eventlog.changes.reading import pieces
 from eventlog.changes.schema import Schema

@@ -1,0 +1,1 @@
+"""Looking after the tables of a source while its changes are streamed."""

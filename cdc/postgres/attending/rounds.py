@@ -1,0 +1,124 @@
+"""One round of the attendant: what was asked for, what the catalog shows, and what follows from it.
+
+::
+
+    requests ─────▶ tables join, leave, or are copied again
+    membership ───▶ new tables that a pattern means, dropped ones, identities that came or went
+    observation ──▶ rows that changed in a way the stream does not show: marked, and copied again
+
+A round begins with a sample of what the server has seen. If nothing was wrong, that is the last
+moment at which everything was well, and the next trouble came after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from cdc.options import Event, Options, Report
+from cdc.postgres.attending import samples
+from cdc.postgres.attending.answering import Answering
+from cdc.postgres.attending.link import Link
+from cdc.postgres.attending.tables import Tables
+from cdc.postgres.connection import Connection
+from cdc.postgres.publishing import membership
+from cdc.postgres.schema.catalog import Table
+from cdc.postgres.schema.observation import TableFacts, judge, observe
+from cdc.requests import observations, pending
+from eventlog import Log
+from eventlog.errors import EventLogError
+
+
+class Rounds:
+    """What is known between two rounds, and the round itself."""
+
+    def __init__(
+        self,
+        log: Log,
+        name: str,
+        link: Link,
+        options: Options,
+        tables: Tables,
+        report: Report,
+    ) -> None:
+        self._log = log
+        self._name = name
+        self._link = link
+        self._streamer = link.streamer
+        self._tables = tables
+        self._answering = Answering(log, name, link, tables, options, report)
+        self._report = report
+        self._begun = False
+        self._told: set[str] = set()
+
+    def make(self, conn: Connection) -> None:
+        """Make a round. Raises Stopped, and CaptureError where the connection is lost."""
+        sample = samples.take(conn, self._streamer.end)
+        if not self._begun:
+            self._begun = True
+            for oid, facts in observations(self._log, self._name).items():
+                self._tables.known[oid] = TableFacts.from_map(facts)
+        if self._streamer.state.relations is None:
+            self._know_relations(conn)
+        for request in pending(self._log, self._name, self._streamer.state.requests):
+            self._answering.answer(conn, request)
+        found = membership.look(conn, self._streamer.state)
+        if found.gone:
+            reason = "it was dropped at the source"
+            self._tables.leave(found.gone, sample, fact="dropped", reason=reason)
+        if found.withdrawn:
+            reason = "it was taken out of the publication"
+            self._tables.leave(found.withdrawn, sample, fact="left", reason=reason)
+        captured = self._streamer.state.relations or ()
+        for relation, reason in self._link.ask(self._take_doubts):
+            if relation in captured:
+                self._tables.copy(relation, reason)
+        # The stream may tell of a table that is not captured any more.
+        self._tables.drop_copies_but_of(captured)
+        for table in found.joining:
+            self._guarded(conn, table, partial(self._tables.join, conn, [table]))
+        for table in found.moving:
+            self._guarded(conn, table, partial(self._tables.move, conn, table, sample))
+        for table in found.lost:
+            self._guarded(conn, table, partial(self._tables.take_back, conn, table))
+        self._observe(conn)
+        self._tables.samples.add(sample)
+        self._link.ask(lambda: self._streamer.remember(looked=sample.offset))
+
+    def _take_doubts(self) -> list[tuple[int, str]]:
+        assembler = self._streamer.assembler
+        doubts, assembler.doubts = assembler.doubts, []
+        return doubts
+
+    def _guarded(self, conn: Connection, table: Table, work: Callable[[], None]) -> None:
+        """Do something about one table; a fault of it is told once, and is no fault of others."""
+        try:
+            work()
+        except EventLogError as error:
+            if conn.closed:
+                raise
+            text = f"{table.table} is not captured as it should be: {error}"
+            if text not in self._told:
+                self._told.add(text)
+                self._report(Event(kind="warning", text=text, table=str(table.table)))
+
+    def _know_relations(self, conn: Connection) -> None:
+        """A log of the first version does not say which tables it captures: all that are sent."""
+        members = membership.publications_of(conn, self._streamer.state)
+        oids = tuple(table.oid for group in members for table in group.tables)
+        self._tables.store(lambda state: replace(state, relations=oids))
+
+    def _observe(self, conn: Connection) -> None:
+        """Find rows that changed unseen."""
+        state = self._streamer.state
+        found = observe(conn, state.relations or (), state.publications, before=self._tables.known)
+        fresh = {oid: facts for oid, facts in found.items() if self._tables.known.get(oid) != facts}
+        for oid, facts in fresh.items():
+            before = self._tables.known.get(oid)
+            reason = None if before is None else judge(before, facts)
+            if reason is not None:
+                self._tables.renew(oid, self._tables.samples.offset, reason)
+        self._tables.known.update(fresh)
+        if fresh:
+            self._tables.store(None, observed={oid: facts.to_map() for oid, facts in fresh.items()})

@@ -1,0 +1,153 @@
+"""The copy of a table without a key beside the stream: whole, at its consistent point (D12).
+
+::
+
+    hold the stream ──▶ temporary slot: consistent point P, exported snapshot
+                             │
+    run up to P ◀────────────┘
+         └──▶ copy_begin, all rows, copy_end ──▶ let the stream go on
+
+Without a key nothing tells which copied row a later change means, so every row must stand before
+all changes that its snapshot does not see. The server keeps the WAL meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack
+
+import psycopg
+
+from cdc.postgres.attending.link import Link, Stopped
+from cdc.postgres.connection import Connection, connect, connect_replication
+from cdc.postgres.copy.chunks import CopyCursor
+from cdc.postgres.copy.copying import CopyProgress, copy_tables
+from cdc.postgres.copy.snapshot_reader import Job, Snapshot, connections
+from cdc.postgres.copy.throttle import Throttle
+from cdc.postgres.copy.watermark import Watermarks
+from cdc.postgres.protocol.lsn import Lsn
+from cdc.postgres.publishing import slot
+from cdc.postgres.schema.catalog import Table
+from cdc.postgres.schema.describing import Described, describe
+from eventlog.changes.schema import Schema
+from eventlog.engine import Batch
+
+
+class _Rewritten(Exception):
+    """The table was rewritten after the snapshot, which then shows none of its rows."""
+
+
+class WholeCopy:
+    """The copy of one table, all of it in one step of `steps`."""
+
+    def __init__(
+        self,
+        dsn: str,
+        link: Link,
+        watermarks: Watermarks,
+        table: Table,
+        *,
+        name: str,
+        workers: int,
+        throttle: Throttle,
+        progress: Callable[[CopyProgress], None],
+        stopped: Callable[[], bool],
+    ) -> None:
+        """`name`: of the temporary slot."""
+        self.table = table
+        self.rows = 0
+        self._dsn = dsn
+        self._link = link
+        self._watermarks = watermarks
+        self._name = name
+        self._workers = workers
+        self._throttle = throttle
+        self._progress = progress
+        self._stopped = stopped
+        self._replication: Connection | None = None
+
+    def cancel(self) -> None:
+        """End a wait for the slot. Any thread may ask."""
+        if self._replication is not None:
+            with contextlib.suppress(psycopg.Error):
+                self._replication.cancel_safe(timeout=1.0)
+
+    def steps(self) -> Iterator[None]:
+        """Do the copy. Raises CaptureError; the stream goes on in any case."""
+        while True:
+            try:
+                self._held()
+                return
+            except _Rewritten:
+                yield
+
+    def _held(self) -> None:
+        """Copy the table while the stream is held."""
+        assembler = self._link.streamer.assembler
+        self._replication = connect_replication(self._dsn)
+        try:
+            self._link.ask(lambda: assembler.hold(Lsn(0)))
+            self._link.until(lambda: assembler.stopped)
+            created = slot.create(self._replication, self._name, temporary=True)
+            assert created.snapshot is not None
+            self._copy(Snapshot(name=created.snapshot, position=created.consistent_point))
+        finally:
+            self._replication.close()
+            self._link.streamer.call(assembler.release)
+
+    def _copy(self, snapshot: Snapshot) -> None:
+        assembler = self._link.streamer.assembler
+        with contextlib.closing(connect(self._dsn)) as conn:
+            # A transaction of ours behind the point: so the stream comes there if all else idles.
+            self._watermarks.write(conn, self._watermarks.next())
+        self._link.ask(lambda: assembler.hold(snapshot.position))
+        self._link.until(lambda: assembler.stopped)
+        described = self._described(snapshot)
+        schema = self._link.ask(lambda: self._adopted(described.schema))
+        whole = copy_tables(
+            self._dsn,
+            snapshot,
+            [Job(table=self.table, schema=schema, where=described.where)],
+            begun=self._link.streamer.end(),
+            store=self._store,
+            workers=self._workers,
+            throttle=self._throttle,
+            gate=self._link.streamer.gate,
+            progress=self._progress,
+            rewritten=self._refuse,
+            stopped=self._stopped,
+        )
+        if not whole:
+            raise Stopped
+
+    def _described(self, snapshot: Snapshot) -> Described:
+        """The table as the snapshot has it, which the stream goes on from."""
+        with ExitStack() as stack:
+            (conn,) = connections(self._dsn, snapshot, 1, stack)
+            return describe(conn, self.table.oid, self._link.streamer.state.publications)
+
+    def _adopted(self, schema: Schema) -> Schema:
+        book = self._link.streamer.book
+        book.adopt(schema)
+        adopted = book.schema(schema.relation)
+        assert adopted is not None
+        return adopted
+
+    def _refuse(self, job: Job) -> None:
+        raise _Rewritten
+
+    def _store(self, job: Job, batches: list[Batch], cursor: CopyCursor) -> None:
+        """Put batches behind all that came before the hold, and wait until they are durable."""
+        streamer = self._link.streamer
+        self.rows = cursor.rows
+
+        def put() -> Future[None]:
+            streamer.book.copy_begins(job.table.oid)
+            streamer.assembler.insert(batches)
+            if cursor.done:
+                streamer.copies.drop(job.table.oid)
+            return streamer.change()
+
+        self._link.wait(self._link.ask(put))

@@ -1,0 +1,1 @@
+"""What goes over the wire: positions, messages, frames, and what carries them."""

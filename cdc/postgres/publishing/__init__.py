@@ -1,0 +1,1 @@
+"""What the server keeps and sends for a source: slot, publications, and their tables."""

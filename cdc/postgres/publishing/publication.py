@@ -1,0 +1,355 @@
+"""The publications of a source: what the server sends of which tables (D13).
+
+::
+
+    eventlog_<source>            insert, update, delete, truncate    tables whose updates pass
+    eventlog__inserts_<source>   insert, truncate                    tables without an identity
+
+An UPDATE or DELETE on a published table without replica identity is refused at the source, hence
+the second one, whose name no source's first one can have: sources' names begin with a letter. Both
+are made, empty if need be, before the slot: a publication that comes later than the slot's
+consistent point makes it fail for ever. A source keeps the names that its state holds.
+
+Members are named one by one: a table's inheritance children are tables of their own (`ONLY`), and
+a column list is the user's. From 18 on stored generated columns are sent. A publication that the
+user gave is read and never altered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import LiteralString
+
+import psycopg
+from psycopg import sql
+
+from cdc.errors import MissingPublication, PermissionMissing, ServerNotReady
+from cdc.postgres.connection import Connection
+from cdc.postgres.faults import failed, translated
+from cdc.postgres.publishing.column_list import LISTS_VERSION, require_publishable
+from cdc.postgres.schema.catalog import Table, tables_by_oid, with_columns
+from eventlog.errors import UsageError
+
+_IDENTIFIER_BYTES_MAX = 63
+_GENERATED_VERSION = 180_000
+"""The server_version_num that brought `publish_generated_columns`."""
+
+_GENERATED: LiteralString = "publish_generated_columns = stored"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """A publication as it stands; `row_filters` are SQL conditions by relation id.
+
+    The `columns` of its tables are those that it sends, `listed` where it has a list of them.
+    """
+
+    name: str
+    all_tables: bool
+    operations: frozenset[str]
+    via_partition_root: bool
+    tables: tuple[Table, ...]
+    row_filters: Mapping[int, str]
+
+    @property
+    def inserts_only(self) -> bool:
+        return not self.operations & {"update", "delete"}
+
+
+def publication_name(source: str) -> str:
+    """The publication of the source's tables whose updates and deletes are captured."""
+    return _checked(f"eventlog_{source}", source)
+
+
+def inserts_publication_name(source: str) -> str:
+    """The publication of the source's tables without replica identity."""
+    return _checked(f"eventlog__inserts_{source}", source)
+
+
+def names_of(source: str) -> tuple[str, str]:
+    """Both publications of a new source."""
+    return publication_name(source), inserts_publication_name(source)
+
+
+def ensure_both(conn: Connection, source: str, tables: Sequence[Table]) -> tuple[str, str]:
+    """Make both publications of a source send exactly these tables; returns their names.
+
+    Raises PermissionMissing with the SQL that a DBA would run, and the refusals of
+    `column_list.require_publishable`.
+    """
+    names = names_of(source)
+    require_publishable(conn, tables)
+    updatable, others = _parted(tables)
+    with translated("altering the publications"), conn.transaction():
+        ensure(conn, names[0], updatable)
+        ensure(conn, names[1], others, insert_only=True)
+    return names
+
+
+def ensure(
+    conn: Connection, name: str, tables: Sequence[Table], *, insert_only: bool = False
+) -> None:
+    """Make the publication send exactly these tables, creating or altering it if it must change.
+
+    Raises PermissionMissing with the SQL that a DBA would run; ServerNotReady if a publication of
+    that name is there and sends other operations.
+    """
+    operations = {"insert", "truncate"} | (set() if insert_only else {"update", "delete"})
+    present = _head(conn, name)
+    if present is None:
+        _run(conn, _create(conn, name, tables, operations), name)
+        return
+    if present.all_tables or present.operations != operations or not present.via_partition_root:
+        sends = ", ".join(sorted(present.operations)) or "nothing"
+        raise ServerNotReady(
+            f"the publication {name!r} is there and differs: it sends {sends}",
+            hint=f"if nothing uses it: {_text(conn, _drop(name))}; or choose another source name",
+        )
+    if not present.generated and conn.info.server_version >= _GENERATED_VERSION:
+        _run(conn, _alter(name, "SET ({})", sql.SQL(_GENERATED)), name)
+    wanted = {table.oid: _member(table) for table in tables}
+    with conn.transaction():
+        _change(conn, name, _members(conn, name), wanted, keep_others=False)
+
+
+def add(conn: Connection, names: Sequence[str], tables: Sequence[Table]) -> list[Table]:
+    """Let a source's publications send these tables too, each in the one that its identity allows.
+
+    `names` are the two of the source's state. A table whose identity came or went is moved, one
+    whose column list changed gets the new one. Returns the tables for which something changed.
+    Raises like `ensure_both`.
+    """
+    require_publishable(conn, tables)
+    changed: set[int] = set()
+    with translated("altering the publications"), conn.transaction():
+        for name, here in zip(names, _parted(tables), strict=True):
+            members = _members(conn, name)
+            elsewhere = {t.oid for t in tables} & members.keys() - {t.oid for t in here}
+            _change(conn, name, {oid: members[oid] for oid in elsewhere}, {}, keep_others=False)
+            wanted = {table.oid: _member(table) for table in here}
+            changed |= elsewhere | _change(conn, name, members, wanted, keep_others=True)
+    return [table for table in tables if table.oid in changed]
+
+
+def remove(conn: Connection, names: Sequence[str], oids: Sequence[int]) -> None:
+    """Let a source's publications send these relations no more; those that are gone are no matter.
+
+    Raises PermissionMissing with the SQL that a DBA would run.
+    """
+    with translated("altering the publications"), conn.transaction():
+        for name in names:
+            members = _members(conn, name)
+            gone = {oid: members[oid] for oid in oids if oid in members}
+            _change(conn, name, gone, {}, keep_others=False)
+
+
+def read(conn: Connection, name: str) -> Publication:
+    """A publication and the tables it sends. Raises MissingPublication."""
+    head = _head(conn, name)
+    if head is None:
+        raise MissingPublication(
+            f"there is no publication {name!r} in database {conn.info.dbname!r}",
+            hint="list the publications with \\dRp in psql, or leave --publication out",
+        )
+    details = "null::text[], false, null::text"
+    if conn.info.server_version >= LISTS_VERSION:
+        details = "p.attnames::text[], r.prattrs is not null, p.rowfilter"
+    with translated(f"reading the publication {name!r}"):
+        rows = conn.execute(
+            f"select c.oid::int8, {details} from pg_publication_tables p"
+            " join pg_namespace n on n.nspname = p.schemaname"
+            " join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename"
+            " join pg_publication b on b.pubname = p.pubname"
+            " left join pg_publication_rel r on r.prpubid = b.oid and r.prrelid = c.oid"
+            " where p.pubname = %s",
+            [name],
+        ).fetchall()
+    known = tables_by_oid(conn, [row[0] for row in rows])
+    tables = [
+        known[oid] if columns is None else replace(with_columns(known[oid], columns), listed=listed)
+        for oid, columns, listed, _ in rows
+        if oid in known
+    ]
+    return Publication(
+        name=name,
+        all_tables=head.all_tables,
+        operations=head.operations,
+        via_partition_root=head.via_partition_root,
+        tables=tuple(sorted(tables, key=lambda table: (table.schema, table.name))),
+        row_filters={oid: condition for oid, _, _, condition in rows if condition},
+    )
+
+
+def drop(conn: Connection, name: str) -> bool:
+    """Drop the publication; False if it was not there."""
+    if _head(conn, name) is None:
+        return False
+    _run(conn, _drop(name), name)
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    all_tables: bool
+    operations: frozenset[str]
+    via_partition_root: bool
+    generated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Member:
+    """A table of a publication: how it is named in a statement, and what is sent of it.
+
+    `columns` None: all, those added later too.
+    """
+
+    name: sql.Composed
+    columns: frozenset[str] | None
+    filtered: bool = False
+
+
+def _member(table: Table) -> _Member:
+    columns = frozenset(table.columns) if table.listed else None
+    return _Member(name=_named(table.kind, table.schema, table.name), columns=columns)
+
+
+def _named(kind: str, schema: str, table: str) -> sql.Composed:
+    only = sql.SQL("" if kind == "p" else "ONLY ")
+    return sql.SQL("{}{}").format(only, sql.Identifier(schema, table))
+
+
+def _parted(tables: Sequence[Table]) -> tuple[list[Table], list[Table]]:
+    return [t for t in tables if t.updatable], [t for t in tables if not t.updatable]
+
+
+_MEMBERS = """
+select c.oid::int8, c.relkind::text, n.nspname, c.relname, {}
+  from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
+  join pg_class c on c.oid = r.prrelid join pg_namespace n on n.oid = c.relnamespace
+ where p.pubname = %s
+"""
+
+_LISTED = """case when r.prattrs is not null then
+    array(select a.attname::text from pg_attribute a
+           where a.attrelid = c.oid and a.attnum = any(r.prattrs::int2[])) end,
+    r.prqual is not null"""
+
+
+def _members(conn: Connection, name: str) -> dict[int, _Member]:
+    details = _LISTED if conn.info.server_version >= LISTS_VERSION else "null::text[], false"
+    with translated(f"reading the publication {name!r}"):
+        rows = conn.execute(_MEMBERS.format(details).encode(), [name]).fetchall()
+    return {
+        oid: _Member(
+            name=_named(kind, schema, table),
+            columns=None if columns is None else frozenset(columns),
+            filtered=filtered,
+        )
+        for oid, kind, schema, table, columns, filtered in rows
+    }
+
+
+def _change(
+    conn: Connection,
+    name: str,
+    present: Mapping[int, _Member],
+    wanted: Mapping[int, _Member],
+    *,
+    keep_others: bool,
+) -> set[int]:
+    """Bring members to what is wanted; returns those that changed.
+
+    REQUIRES: a transaction, since a member that changes leaves and comes again.
+    """
+    adding = {
+        oid: member
+        for oid, member in wanted.items()
+        if oid not in present or present[oid].filtered or present[oid].columns != member.columns
+    }
+    dropping = {
+        oid: member
+        for oid, member in present.items()
+        if oid in adding or not (keep_others or oid in wanted)
+    }
+    if dropping:
+        leaving = sql.SQL(", ").join(member.name for member in dropping.values())
+        _run(conn, _alter(name, "DROP TABLE {}", leaving), name)
+    if adding:
+        coming = sql.SQL(", ").join(map(_clause, adding.values()))
+        _run(conn, _alter(name, "ADD TABLE {}", coming), name)
+    return adding.keys() | dropping.keys()
+
+
+def _clause(member: _Member) -> sql.Composed:
+    if member.columns is None:
+        return member.name
+    columns = sql.SQL(", ").join(map(sql.Identifier, sorted(member.columns)))
+    return sql.SQL("{} ({})").format(member.name, columns)
+
+
+def _head(conn: Connection, name: str) -> _Head | None:
+    with translated(f"reading the publication {name!r}"):
+        # As JSON, because columns of this catalog differ between versions.
+        row = conn.execute(
+            "select puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot,"
+            " coalesce(to_jsonb(p) ->> 'pubgencols' = 's', false)"
+            " from pg_publication p where pubname = %s",
+            [name],
+        ).fetchone()
+    if row is None:
+        return None
+    verbs = zip(("insert", "update", "delete", "truncate"), row[1:5], strict=True)
+    return _Head(row[0], frozenset(verb for verb, sent in verbs if sent), row[5], row[6])
+
+
+def _create(
+    conn: Connection, name: str, tables: Sequence[Table], operations: set[str]
+) -> sql.Composed:
+    parts: list[sql.Composable] = [sql.SQL("CREATE PUBLICATION {}").format(sql.Identifier(name))]
+    if tables:
+        members = sql.SQL(", ").join(_clause(_member(table)) for table in tables)
+        parts.append(sql.SQL("FOR TABLE {}").format(members))
+    ordered = [verb for verb in ("insert", "update", "delete", "truncate") if verb in operations]
+    generated = conn.info.server_version >= _GENERATED_VERSION
+    parts.append(
+        sql.SQL("WITH (publish = {}, publish_via_partition_root = true{})").format(
+            sql.Literal(", ".join(ordered)), sql.SQL(f", {_GENERATED}" if generated else "")
+        )
+    )
+    return sql.SQL(" ").join(parts)
+
+
+def _alter(name: str, change: LiteralString, what: sql.Composable) -> sql.Composed:
+    head = sql.SQL("ALTER PUBLICATION {} ").format(sql.Identifier(name))
+    return head + sql.SQL(change).format(what)
+
+
+def _drop(name: str) -> sql.Composed:
+    return sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(name))
+
+
+def _run(conn: Connection, statement: sql.Composed, name: str) -> None:
+    try:
+        conn.execute(statement)
+    except psycopg.errors.InsufficientPrivilege as error:
+        said = error.diag.message_primary or "permission denied"
+        raise PermissionMissing(
+            f"user {conn.info.user!r} may not make or alter the publication {name!r}: {said}",
+            hint=f"a DBA, or the tables' owner, runs: {_text(conn, statement)};",
+        ) from error
+    except psycopg.Error as error:
+        raise failed(error, f"making the publication {name!r}") from error
+
+
+def _text(conn: Connection, statement: sql.Composed) -> str:
+    return statement.as_string(conn)
+
+
+def _checked(name: str, source: str) -> str:
+    if len(name.encode()) > _IDENTIFIER_BYTES_MAX:
+        raise UsageError(
+            f"the source name {source!r} makes a publication name above 63 bytes",
+            hint="choose a shorter source name, of 45 characters at most",
+        )
+    return name

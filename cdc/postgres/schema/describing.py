@@ -1,0 +1,56 @@
+"""A published table as the catalog has it now: its schema for the log, and which rows are sent.
+
+What the publications say is what the stream will send, so a copy reads just that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cdc.errors import MissingTable
+from cdc.postgres.connection import Connection
+from cdc.postgres.faults import translated
+from cdc.postgres.schema.relation import describe_relation
+from cdc.postgres.schema.schema_book import schema_of
+from eventlog.changes.schema import Schema
+
+_LISTS_VERSION = 150_000
+_GENERATED_VERSION = 180_000
+
+_SENT = """
+select {details}
+  from pg_publication_tables p join pg_namespace n on n.nspname = p.schemaname
+  join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
+ where p.pubname = any(%(names)s) and c.oid = %(oid)s
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """A table's present schema, of the columns that are sent; `where` limits the rows."""
+
+    schema: Schema
+    where: str | None
+
+
+def describe(conn: Connection, oid: int, publications: Sequence[str]) -> Described:
+    """Look a table up. Raises MissingTable where it is gone, or is not published any more."""
+    relation = describe_relation(conn, oid, publications)
+    lists = conn.info.server_version >= _LISTS_VERSION
+    details = "p.attnames::text[], p.rowfilter" if lists else "null::text[], null::text"
+    query = _SENT.format(details=details).encode()
+    with translated(f"reading what is sent of relation {oid}"):
+        rows = conn.execute(query, {"names": list(publications), "oid": oid}).fetchall()
+    if not rows:
+        raise MissingTable(
+            f"table {relation.schema}.{relation.name} is in none of the publications "
+            f"{', '.join(publications)} any more",
+            hint="add it again with `eventlog tables add`, or remove it with "
+            "`eventlog tables remove`",
+        )
+    names, where = rows[0]
+    if names is not None and conn.info.server_version < _GENERATED_VERSION:
+        # The view names generated columns too, which are never sent before 18.
+        names = set(names) - {column.name for column in relation.columns if column.generated}
+    return Described(schema=schema_of(relation, names), where=where)

@@ -1,0 +1,1 @@
+"""The meaning of stored text: Postgres types as Python, JSON and Arrow values."""
