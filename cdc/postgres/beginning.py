@@ -126,19 +126,14 @@ class Beginning:
             said = []
             if cursor.done:
                 del copies[str(job.table.oid)]
-                if job.table.oid in again:
-                    copies[str(job.table.oid)] = {}
-                else:
-                    said = [tell(self.name, [self._copied_fact(job, cursor)])]
+                said = [tell(self.name, [self._copied_fact(job, cursor)])]
             state = replace(self._state, copies=copies)
             self._store(state, book=book, batches=batches, said=said)
 
         def rewritten(job: Job) -> None:
-            text = f"{job.table.table} was rewritten while its copy began; it is copied again"
+            text = f"{job.table.table} was altered while the copy began; it is copied afterwards"
             self.report(Event(kind="warning", text=text, table=str(job.table.table)))
-            again.add(job.table.oid)
 
-        again: set[int] = set()
         whole = copying.copy_tables(
             self.dsn,
             Snapshot(name=snapshot_name, position=state.position),

@@ -18,11 +18,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
+from cdc.postgres.connection import connect
 from cdc.postgres.copy import chunks
 from cdc.postgres.copy.chunks import CopyCursor, Pace
 from cdc.postgres.copy.crew import Crew
@@ -93,16 +94,17 @@ def copy_tables(
 ) -> bool:
     """Copy tables in the order given; False where `stopped` told to stop before the end.
 
-    `begun` is the stream's end, a log offset. `rewritten` is told of a table whose files are not
-    those that the snapshot knows: what ALTER TABLE rewrote after the snapshot, the snapshot does
-    not show, so that rows may be missing from the copy. Raises CaptureError.
+    `begun` is the stream's end, a log offset. `rewritten` is told of a table whose files or columns
+    are not those that the snapshot knows: what ALTER TABLE rewrote after the snapshot, the snapshot
+    does not show. It is not copied. Raises CaptureError.
     """
     with ExitStack() as stack:
+        present = stack.enter_context(closing(connect(dsn)))
         conns = connections(dsn, snapshot, workers, stack)
         time_us = server_time_us(conns[0])
         crew = stack.enter_context(Crew(conns))
         copy = _Copy(
-            reader=SnapshotReader(crew, throttle or Throttle(None)),
+            reader=SnapshotReader(crew, throttle or Throttle(None), present),
             position=snapshot.position,
             time_us=time_us,
             ahead=AHEAD * len(conns),
@@ -121,7 +123,8 @@ def copy_tables(
                 opened = copy.found(openings.popleft())
                 if opened.rewritten:
                     rewritten(job)
-                copy.table(job, opened)
+                else:
+                    copy.table(job, opened)
         except _Stopped:
             return False
     return True

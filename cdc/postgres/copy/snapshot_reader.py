@@ -34,6 +34,12 @@ LOCK_TIMEOUT_MS = 200
 """How long a connection waits for locks on a table that another one has opened."""
 
 
+COLUMNS = """
+select attnum, attname, atttypid, atttypmod from pg_attribute
+ where attrelid = %s and attnum > 0 and not attisdropped order by attnum
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """The state of the database that is copied: the name of the exported snapshot, its position."""
@@ -53,7 +59,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A table whose files are locked, its first range, and that range's lines."""
+    """A table whose files are locked, its first range, and that range's lines.
+
+    `rewritten`: the snapshot does not show it as it is now, and nothing of it was read.
+    """
 
     leaves: tuple[Leaf, ...]
     rewritten: bool
@@ -64,7 +73,9 @@ class Opened:
 class SnapshotReader:
     """What the crew does, a call of `open` and `read` at a time."""
 
-    def __init__(self, crew: Crew, throttle: Throttle) -> None:
+    def __init__(self, crew: Crew, throttle: Throttle, present: Connection) -> None:
+        """`present` is a connection that sees the catalog as it is now."""
+        self._present = present
         self._crew = crew
         self._throttle = throttle
         self._openers: dict[int, Connection] = {}
@@ -83,12 +94,25 @@ class SnapshotReader:
         self._openers[job.table.oid] = conn
         _limit_waiting(conn, ms=0)
         leaves = _locked(conn, job)
-        rewritten = chunks.rewritten(conn, leaves)
+        if chunks.rewritten(conn, leaves) or self._is_other(conn, job):
+            return Opened(leaves=leaves, rewritten=True)
         if not leaves:
-            return Opened(leaves=leaves, rewritten=rewritten)
+            return Opened(leaves=leaves, rewritten=False)
         first = CopyCursor.at_start(leaves, begun=0).range(leaves, pages=chunks.PAGES_FIRST)
         lines = self._read(conn, job, first)
-        return Opened(leaves=leaves, rewritten=rewritten, first=first, lines=lines)
+        return Opened(leaves=leaves, rewritten=False, first=first, lines=lines)
+
+    def _is_other(self, conn: Connection, job: Job) -> bool:
+        """Whether the table's columns changed since the snapshot, or since they were described.
+
+        REQUIRES: the table is locked, so that they change no more.
+        """
+        with translated(f"reading the catalog about {job.table.table}"):
+            seen, now = (
+                each.execute(COLUMNS, [job.table.oid]).fetchall() for each in (conn, self._present)
+            )
+        names = {row[1] for row in now}
+        return seen != now or not names.issuperset(job.schema.names)
 
     def _read(self, conn: Connection, job: Job, rng: Range) -> Run | None:
         doing = f"copying {job.table.table}"
