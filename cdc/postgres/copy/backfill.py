@@ -171,7 +171,8 @@ class Backfill:
         self._cursor = CopyCursor.at_start(chunks.leaves(self._conn, self.table), begun=begun)
         self._bytes = 0
         stored = self._cursor.to_map()
-        self._link.ask(lambda: self._copies.put(self.table.oid, stored))
+        if not self._link.ask(lambda: self._copies.start(self.table.oid, stored)):
+            raise _Anew
 
     def _ranges(self) -> Iterator[None]:
         assert self._cursor is not None

@@ -45,6 +45,10 @@ AGAIN: Mapping[str, Any] = {"again": True}
 """The cursor of a table that is to be copied again; an empty one: for the first time."""
 
 
+BEGUN: Mapping[str, Any] = {"again": True, "begun": True}
+"""The cursor of a copy whose table is reset in the log, before its pages are counted."""
+
+
 def is_begun(cursor: Mapping[str, Any]) -> bool:
     """Whether a stored cursor tells from where a copy goes on."""
     return "leaves" in cursor
@@ -137,6 +141,13 @@ class Copies:
         self.cursors[relation] = cursor
         self._changed = True
 
+    def start(self, relation: int, cursor: Mapping[str, Any]) -> bool:
+        """Note the first cursor of a copy; False where since then another copy became due."""
+        if self.cursors.get(relation) != BEGUN:
+            return False
+        self.put(relation, cursor)
+        return True
+
     def again(self, relation: int) -> bool:
         """Have a table copied again; False where copies are not kept, and none is due."""
         if not self._keeps:
@@ -211,6 +222,7 @@ class Copies:
         batches = []
         if chunk.begins:
             self._book.copy_begins(chunk.relation)
+            self.put(chunk.relation, BEGUN)
             batches.append(control_batch(Op.COPY_BEGIN, schema, position=position, time_us=time_us))
             window.unfilled.clear()
             window.overflowed = False
@@ -244,6 +256,8 @@ class Copies:
         window = self.windows.get(chunk.relation)
         if window is None:
             return Verdict.GONE, None
+        if self.cursors.get(chunk.relation) == AGAIN and not chunk.begins:
+            return Verdict.ANEW, None
         known = self._book.schema(chunk.relation)
         told_since = self.serial(chunk.relation) != chunk.serial
         if told_since and (known is None or not _alike(known, chunk.schema)):
