@@ -95,7 +95,11 @@ def require_captured(log: Log, source: str) -> dict[str, Any]:
     """The stored state of a source. Raises UsageError where this log never captured it."""
     state = log.source(source)
     if state is None:
-        known = [row.name for row in log.engine.streams() if row.kind == "captured"]
+        known = [
+            row.name
+            for row in log.engine.streams()
+            if row.kind == "captured" and log.source(row.name) is not None
+        ]
         there = f"the sources in it: {', '.join(known)}" if known else "it holds no source yet"
         raise UsageError(
             f"the source {source!r} was never captured into this log",

@@ -190,7 +190,10 @@ def _table(facts: Facts, fact: TableFact) -> Iterator[Finding]:
         yield _error(
             table,
             f"belongs to {fact.owner!r}, and only a table's owner can publish it",
-            f"GRANT {quoted(fact.owner)} TO {user};",
+            # Never make a superuser of the user who captures.
+            "a DBA makes a publication of the tables, to be named with --publication"
+            if fact.owner_is_superuser
+            else f"GRANT {quoted(fact.owner)} TO {user};",
         )
     if not fact.usage or not fact.select:
         usage = f"GRANT USAGE ON SCHEMA {quoted(fact.table.schema)} TO {user}; "

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cdc.driver import Lag
+from cdc.errors import CaptureError
 from cdc.options import Options, Report
 from cdc.postgres.capture import Capture
 from cdc.postgres.connection import connect, connect_replication, has_password_in_text
@@ -50,6 +51,12 @@ class PostgresDriver:
             for publication_name in names:
                 if publication.drop(conn, publication_name):
                     dropped.append(f"publication {publication_name}")
+        except CaptureError as error:
+            if dropped:
+                raise type(error)(
+                    f"{error} (removed before: {', '.join(dropped)})", hint=error.hint
+                ) from error
+            raise
         finally:
             conn.close()
         return dropped

@@ -41,6 +41,7 @@ class TableFact:
 
     table: Table
     owner: str
+    owner_is_superuser: bool = False
     owned: bool
     usage: bool
     select: bool
@@ -176,7 +177,7 @@ select slot_name, wal_status,
 """
 
 _TABLES = """
-select c.oid::int8, o.rolname, pg_has_role(c.relowner, 'usage'),
+select c.oid::int8, o.rolname, o.rolsuper, pg_has_role(c.relowner, 'usage'),
        has_schema_privilege(c.relnamespace, 'usage'), has_table_privilege(c.oid, 'select'),
        (c.relrowsecurity and not r.rolsuper and not r.rolbypassrls
            and (c.relforcerowsecurity or not pg_has_role(c.relowner, 'usage'))),
@@ -208,12 +209,13 @@ def _table_facts(
         columns: dict[int, list[str]] = dict(conn.execute(_COLUMNS, [list(tables)]).fetchall())
     identities = column_list.identities(conn, list(tables))
     facts = []
-    for oid, owner, owned, usage, select, row_security, candidate in rows:
+    for oid, owner, superuser, owned, usage, select, row_security, candidate in rows:
         table = tables[oid]
         facts.append(
             TableFact(
                 table=table,
                 owner=owner,
+                owner_is_superuser=superuser,
                 owned=owned,
                 usage=usage,
                 select=select,

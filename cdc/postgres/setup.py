@@ -223,7 +223,8 @@ def require_same_request(name: str, state: SourceState, options: Options) -> Non
         if stored != asked:
             raise UsageError(
                 f"source {name!r} is captured with {what} {stored}, not {asked}",
-                hint="leave the option as it was, or capture under another source name",
+                hint="leave the option out, or as it was when the capture began; "
+                "`eventlog tables add` and `remove` change the tables of a source",
             )
     if state.temporary:
         raise UsageError(
@@ -280,8 +281,22 @@ def warn_inserts_only(tables: Sequence[Table], report: Report) -> None:
                 Event(
                     kind="warning",
                     table=str(table.table),
-                    text=f"{table.table} has no replica identity: only its inserts are captured, "
-                    "updates and deletes are not seen; to capture them run "
-                    f"ALTER TABLE {table.table} REPLICA IDENTITY FULL before the capture",
+                    text=f"{table.table} {_why_inserts_only(table)}: only its inserts are "
+                    "captured, updates and deletes are not seen",
                 )
             )
+
+
+def _why_inserts_only(table: Table) -> str:
+    """Publishing its updates would make them fail at the source; and what mends that."""
+    if table.identity == "f":
+        return (
+            "has REPLICA IDENTITY FULL, which goes neither with a list of columns nor with a "
+            "virtual generated column (a primary key or REPLICA IDENTITY USING INDEX does)"
+        )
+    if table.listed and table.has_key:
+        return "has a replica identity with columns that its list leaves out"
+    return (
+        "has no replica identity (a primary key gives it one, or "
+        f"ALTER TABLE {table.table} REPLICA IDENTITY FULL)"
+    )

@@ -103,6 +103,7 @@ class Streamer:
         now = time.monotonic()
         self._waiting_since = now
         self._status_at = self._stored_at = self._reported_at = self._rate_at = now
+        self._reported = (-1, state.position, 0)
         self._bulk = False
         self._bytes = 0
 
@@ -333,6 +334,9 @@ class Streamer:
         self._reported_at = now
         position = self._state.position
         lag = max(int(self._assembler.server_end) - int(position), 0)
+        if not force and (self.rows, position, lag) == self._reported:
+            return
+        self._reported = self.rows, position, lag
         text = f"{self.rows:,} rows, position {position}, {lag:,} bytes behind"
         self._report(
             Event(

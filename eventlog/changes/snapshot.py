@@ -228,10 +228,12 @@ def _refuse_unseen(
     if found is None:
         return
     exact = _first_exact(engine, part, schema, end, begun=None)
-    when = "the new copy has not ended yet" if exact is None else f"it is exact from {exact} on"
+    cut = f"cut at {found.unseen_since} or before, or behind its next copy"
+    when = cut if exact is None else f"it is exact from {exact} on"
     since = found.unseen_since
     assert since is not None
     if since < 0:
+        when = "its copy has not ended yet" if exact is None else when
         raise SnapshotRefused(
             f"table {schema.table} has no state at offset {stop}: {found.unseen_reason}",
             hint=f"{when}; as_is=True (--as-is) takes what the log holds",

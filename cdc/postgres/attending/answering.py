@@ -74,6 +74,11 @@ class Answering:
             )
         spec = TableSpec.parse(request.table)
         found = membership.to_add(conn, state, spec)
+        if not found:
+            raise UsageError(
+                f"{spec.table} is captured already, as a part of its partitioned table",
+                hint="`eventlog tables list` shows the tables that are captured",
+            )
         names = {str(table.table) for table in found}
         if request.hash:
             self._widen_gate(conn, request.hash, found)
@@ -85,13 +90,15 @@ class Answering:
             return replace(state, tables=tables, left_out=left_out)
 
         captured = state.relations or ()
-        self._tables.store(added)
+        limits = [TableSpec.parse(text) for text in (*state.tables, str(spec))]
+        self._link.ask(lambda: self._link.streamer.gate.limit(limits))
         self._tables.join(
             conn, [table for table in found if table.oid not in captured], request.offset
         )
+        # Last: what could not join is not named as captured.
         known = [str(table.table) for table in found if table.oid in captured]
         self._tables.store(
-            None, [joined_fact(name, None, request.offset, at=None) for name in known]
+            added, [joined_fact(name, None, request.offset, at=None) for name in known]
         )
 
     def _remove(self, conn: Connection, request: Request) -> None:

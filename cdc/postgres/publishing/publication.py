@@ -17,7 +17,7 @@ user gave is read and never altered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import LiteralString
 
@@ -32,6 +32,9 @@ from cdc.postgres.schema.catalog import Table, tables_by_oid, with_columns
 from eventlog.errors import UsageError
 
 _IDENTIFIER_BYTES_MAX = 63
+_FEW = frozenset({"insert", "truncate"})
+_ALL = _FEW | {"update", "delete"}
+
 _GENERATED_VERSION = 180_000
 """The server_version_num that brought `publish_generated_columns`."""
 
@@ -81,9 +84,19 @@ def ensure_both(conn: Connection, source: str, tables: Sequence[Table]) -> tuple
     names = names_of(source)
     require_publishable(conn, tables)
     updatable, others = _parted(tables)
-    with translated("altering the publications"), conn.transaction():
-        ensure(conn, names[0], updatable)
-        ensure(conn, names[1], others, insert_only=True)
+    absent = [name for name in names if _head(conn, name) is None]
+    try:
+        with translated("altering the publications"), conn.transaction():
+            ensure(conn, names[0], updatable)
+            ensure(conn, names[1], others, insert_only=True)
+    except PermissionMissing as error:
+        if len(absent) < len(names):
+            raise
+        # Both at once: a DBA should be asked once.
+        made = [_create(conn, names[0], updatable, _ALL), _create(conn, names[1], others, _FEW)]
+        statements = " ".join(f"{_text(conn, statement)};" for statement in made)
+        hint = f"a DBA, or the tables' owner, runs: {statements}"
+        raise PermissionMissing(str(error), hint=hint) from error
     return names
 
 
@@ -95,7 +108,7 @@ def ensure(
     Raises PermissionMissing with the SQL that a DBA would run; ServerNotReady if a publication of
     that name is there and sends other operations.
     """
-    operations = {"insert", "truncate"} | (set() if insert_only else {"update", "delete"})
+    operations = _FEW if insert_only else _ALL
     present = _head(conn, name)
     if present is None:
         _run(conn, _create(conn, name, tables, operations), name)
@@ -304,7 +317,7 @@ def _head(conn: Connection, name: str) -> _Head | None:
 
 
 def _create(
-    conn: Connection, name: str, tables: Sequence[Table], operations: set[str]
+    conn: Connection, name: str, tables: Sequence[Table], operations: Set[str]
 ) -> sql.Composed:
     parts: list[sql.Composable] = [sql.SQL("CREATE PUBLICATION {}").format(sql.Identifier(name))]
     if tables:
