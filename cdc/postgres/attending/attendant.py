@@ -299,11 +299,9 @@ class Attendant:
     def _finish(self, job: _Job, copy: Backfill | WholeCopy) -> None:
         self._jobs = [other for other in self._jobs if other is not job]
         name = str(copy.table.table)
-        self._report(
-            Event(
-                kind="copied", text=f"copied {name}: {copy.rows:,} rows", table=name, rows=copy.rows
-            )
-        )
+        if isinstance(copy, Backfill):  # a whole copy told so by its progress
+            text = f"copied {name}: {copy.rows:,} rows"
+            self._report(Event(kind="copied", text=text, table=name, rows=copy.rows))
         self._say(job, "copied", name, rows=copy.rows)
 
     def _say(self, job: _Job, fact: FactKind, table: str, *, rows: int | None = None) -> None:
