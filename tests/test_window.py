@@ -97,6 +97,21 @@ def test_more_keys_than_are_kept_are_told_by_their_transactions(
     assert not window.too_crowded(blind)
 
 
+def test_more_transactions_than_are_kept_are_told_by_the_newest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(window_module, "KEYS_MAX", 10)
+    window = Window((0,))
+    for xid in range(100, 160):
+        window.see([inserted(b"%d" % xid, b"x")], xid)
+    assert window.too_crowded(Visibility.parse("120:200:120"))
+    assert window.too_crowded(Visibility.parse("150:150:"))
+    seeing = Visibility.parse("200:200:")
+    assert not window.too_crowded(seeing)
+    window.forget(seeing)
+    assert not window.too_crowded(Visibility.parse("50:50:"))
+
+
 def test_random_histories_leave_the_newest_version_of_every_key() -> None:
     seed = int(np.random.default_rng().integers(1 << 32))
     print(f"seed {seed}")

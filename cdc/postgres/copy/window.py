@@ -13,15 +13,16 @@ sees: the changes behind it are forgotten.
 An update that leaves a large value UNCHANGED relies on the row before, which the log may not have
 yet. The keys of such updates are kept as `unfilled`, until a chunk brings the whole row.
 
-Both are bounded by KEYS_MAX. Beyond it, a chunk that does not see the crowd's transactions is read
-again, and a copy with too many unfilled rows begins anew.
+All is bounded by KEYS_MAX. Beyond so many keys, a chunk that does not see the crowd's transactions
+is read again; beyond so many of those, one that does not see all that are older than the newest. A
+copy with too many unfilled rows begins anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cdc.postgres.protocol.visibility import Visibility
+from cdc.postgres.protocol.visibility import Visibility, is_newer
 from eventlog.changes.change import UNCHANGED, Op, RawChange, Text
 
 KEYS_MAX = 200_000
@@ -42,6 +43,7 @@ class Window:
         self._changed: dict[Key, list[int]] = {}
         self._emptied: list[int] = []
         self._crowd: set[int] = set()
+        self._crowd_until: int | None = None
 
     def see(self, changes: Iterable[RawChange], xid: int) -> None:
         """Note changes of one transaction, in order."""
@@ -57,6 +59,12 @@ class Window:
         if len(self._changed) > KEYS_MAX:
             self._crowd.update(xid for xids in self._changed.values() for xid in xids)
             self._changed = {}
+        if len(self._crowd) > KEYS_MAX:
+            newest = self._crowd_until
+            for each in self._crowd:
+                if newest is None or is_newer(each, newest):
+                    newest = each
+            self._crowd, self._crowd_until = set(), newest
 
     def fill(self, change: RawChange) -> None:
         """Note which keys lack a value after a change, and which do not any more."""
@@ -89,6 +97,9 @@ class Window:
 
     def too_crowded(self, snapshot: Visibility) -> bool:
         """Whether it cannot be told which rows of that snapshot the stream has overtaken."""
+        until = self._crowd_until
+        if until is not None and not snapshot.sees_all_until(until):
+            return True
         return any(not snapshot.sees(xid) for xid in self._crowd)
 
     def outdated(self, snapshot: Visibility) -> set[Key] | None:
@@ -105,6 +116,8 @@ class Window:
         """Forget what that snapshot, and so every later one, sees."""
         self._emptied = [xid for xid in self._emptied if not snapshot.sees(xid)]
         self._crowd = {xid for xid in self._crowd if not snapshot.sees(xid)}
+        if self._crowd_until is not None and snapshot.sees_all_until(self._crowd_until):
+            self._crowd_until = None
         kept = {}
         for key, xids in self._changed.items():
             unseen = [xid for xid in xids if not snapshot.sees(xid)]

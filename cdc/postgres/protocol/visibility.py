@@ -25,16 +25,26 @@ _HALF = 1 << 31
 class Visibility:
     """The transactions that a snapshot sees; ids of 32 bits."""
 
+    xmin: int
     xmax: int
     running: frozenset[int]
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read what `pg_current_snapshot()::text` gives."""
-        _, xmax, running = text.split(":")
+        xmin, xmax, running = text.split(":")
         ids = (int(word) % _CIRCLE for word in running.split(",") if word)
-        return cls(xmax=int(xmax) % _CIRCLE, running=frozenset(ids))
+        return cls(xmin=int(xmin) % _CIRCLE, xmax=int(xmax) % _CIRCLE, running=frozenset(ids))
 
     def sees(self, xid: int) -> bool:
         """Whether the effects of that transaction are seen, if it committed."""
-        return xid not in self.running and (self.xmax - 1 - xid) % _CIRCLE < _HALF
+        return xid not in self.running and is_newer(self.xmax, xid)
+
+    def sees_all_until(self, xid: int) -> bool:
+        """Whether that transaction and all with older ids are seen."""
+        return is_newer(self.xmin, xid)
+
+
+def is_newer(one: int, other: int) -> bool:
+    """Whether an id comes behind another on the circle."""
+    return (one - 1 - other) % _CIRCLE < _HALF
