@@ -208,7 +208,7 @@ class TestNames:
         (table,) = resolve(conn, "parted")
         assert table.has_key and not table.updatable
 
-    def test_sizes_and_rows_include_partitions(self, database: Database, conn: Connection) -> None:
+    def test_rows_include_partitions(self, database: Database, conn: Connection) -> None:
         database.execute(TABLES)
         (before,) = resolve(conn, "parted")
         database.execute(
@@ -219,7 +219,6 @@ class TestNames:
         (after,) = resolve(conn, "parted")
         assert before.rows_estimate is None
         assert after.rows_estimate == 2100
-        assert after.bytes > 2000 * 30
 
     def test_columns_leave_out_dropped_ones_and_generated_ones_before_18(
         self, database: Database, conn: Connection
@@ -451,12 +450,12 @@ class TestPublications:
         database.execute(TABLES)
         with connect(make_conninfo(database.dsn, user=plain)) as conn:
             tables = resolve(conn, "keyed")
-            for name in ("eventlog_shop", "eventlog__inserts_shop"):
-                with pytest.raises(errors.PermissionMissing, match=f"{name!r}: perm") as caught:
-                    publication.ensure_both(conn, "shop", tables)
-                statement = caught.value.hint.partition("runs: ")[2]
-                assert statement.startswith(f'CREATE PUBLICATION "{name}"')
-                database.execute(statement)
+            with pytest.raises(errors.PermissionMissing, match="'eventlog_shop': perm") as caught:
+                publication.ensure_both(conn, "shop", tables)
+            statements = caught.value.hint.partition("runs: ")[2]
+            assert statements.startswith('CREATE PUBLICATION "eventlog_shop"')
+            assert statements.count("CREATE PUBLICATION") == 2, "a DBA is asked once"
+            database.execute(statements)
             publication.ensure_both(conn, "shop", tables)
             assert shown(publication.read(conn, "eventlog_shop").tables) == ["public.keyed"]
 

@@ -32,7 +32,6 @@ TABLE = TableFact(
         updatable=True,
         columns=("id",),
         rows_estimate=None,
-        bytes=0,
     ),
     owner="cdc",
     owned=True,

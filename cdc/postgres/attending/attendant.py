@@ -191,8 +191,7 @@ class Attendant:
                 # What only a person can mend is no reason to wait for a capture's end.
                 self._idle.set()
             if not self._ended:
-                text = f"looking after the tables: {error}; tried again in {RECONNECT_S:g} s"
-                self._report(Event(kind="warning", text=text))
+                self._told_once(f"looking after the tables: {error}; it is tried again")
 
     def _attend(self, conn: Connection) -> None:
         due = 0.0

@@ -51,7 +51,7 @@ class Table:
     `has_key`: its identity is a primary key or an index that exists. `updatable`: publishing
     updates and deletes does not break them at the source (D13). `columns`: what may leave the
     source, in order; `listed`: the user chose them, so that columns added later stay out.
-    `rows_estimate` comes from statistics, None if there are none; `bytes` is its size on disk.
+    `rows_estimate` comes from statistics, None if there are none.
     """
 
     oid: int
@@ -63,7 +63,6 @@ class Table:
     updatable: bool
     columns: tuple[str, ...]
     rows_estimate: int | None
-    bytes: int
     listed: bool = False
 
     @property
@@ -245,7 +244,7 @@ def _relations(conn: Connection) -> Iterator[_Relation]:
         rows = conn.execute(queries.RELATIONS).fetchall()
     for row in rows:
         oid, schema, name, kind, persistence, identity, has_key, leaves_fit = row[:8]
-        ancestors, columns, rows_estimate, size = row[8:]
+        ancestors, columns, rows_estimate = row[8:]
         yield _Relation(
             table=Table(
                 oid=oid,
@@ -257,7 +256,6 @@ def _relations(conn: Connection) -> Iterator[_Relation]:
                 updatable=(has_key or identity == "f") and leaves_fit,
                 columns=tuple(columns),
                 rows_estimate=None if rows_estimate is None else int(rows_estimate),
-                bytes=size,
             ),
             ancestors=tuple(ancestors),
             obstacle=_obstacle(kind, persistence),

@@ -1,5 +1,6 @@
 """The SQL behind cdc.postgres.schema.catalog; search_path is pg_catalog (D9)."""
 
+# Nothing here waits for a lock: it is asked every few seconds, also while a table is altered.
 # Of a partitioned table every partition must have an identity for its updates to pass; what
 # decides about the key that readers see is the root's own. Stored generated columns can be
 # published from 18 on, virtual ones never; so a table under REPLICA IDENTITY FULL that has one of
@@ -41,10 +42,7 @@ select c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relpersistence::tex
            (select sum(l.reltuples) filter (where l.reltuples >= 0)
               from above b join pg_class l on l.oid = b.leaf and l.relkind = 'r'
              where b.parent = c.oid)
-       else nullif(c.reltuples, -1) end,
-       case when c.relkind = 'p' then
-           coalesce((select sum(pg_table_size(b.leaf)) from above b where b.parent = c.oid), 0)
-       when c.relkind = 'r' then coalesce(pg_table_size(c.oid), 0) else 0 end::int8
+       else nullif(c.reltuples, -1) end
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
   left join identity k on k.oid = c.oid
  where c.relkind in ('r', 'p', 'f', 'v', 'm')
