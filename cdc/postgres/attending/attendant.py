@@ -13,6 +13,7 @@ fault of one table is told, and tried again later; a fault of the connection mak
 from __future__ import annotations
 
 import contextlib
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -284,7 +285,8 @@ class Attendant:
                 link,
                 self._watermarks,
                 table,
-                name=f"{state.slot[:40]}_copy_{job.relation}",
+                # The server may still hold the one of a capture that was killed a moment ago.
+                name=f"{state.slot[:40]}_copy_{secrets.token_hex(4)}",
                 workers=self._workers,
                 throttle=self._throttle,
                 progress=self._progress,
