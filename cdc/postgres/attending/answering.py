@@ -66,12 +66,7 @@ class Answering:
         )
 
     def _add(self, conn: Connection, request: Request) -> None:
-        state = self._tables.state
-        if not state.publications_ours:
-            raise UsageError(
-                f"publication {state.publications[0]!r} is never altered",
-                hint="add the table to the publication, and it is noticed",
-            )
+        state = self._ours(hint="add the table to the publication, and it is noticed")
         spec = TableSpec.parse(request.table)
         found = membership.to_add(conn, state, spec)
         if not found:
@@ -102,12 +97,7 @@ class Answering:
         )
 
     def _remove(self, conn: Connection, request: Request) -> None:
-        state = self._tables.state
-        if not state.publications_ours:
-            raise UsageError(
-                f"publication {state.publications[0]!r} is never altered",
-                hint="take the table out of the publication",
-            )
+        state = self._ours(hint="take the table out of the publication")
         spec = TableSpec.parse(request.table)
         found = self._captured(conn, request.table)
         sample = samples.take(conn, self._link.streamer.end)
@@ -128,6 +118,13 @@ class Answering:
             request=request.offset,
             also=removed,
         )
+
+    def _ours(self, *, hint: str) -> SourceState:
+        """The state of a source whose publications we made, and so may alter."""
+        state = self._tables.state
+        if not state.publications_ours:
+            raise UsageError(f"publication {state.publications[0]!r} is never altered", hint=hint)
+        return state
 
     def _captured(self, conn: Connection, text: str) -> list[Table]:
         """The captured tables that a name or pattern means."""

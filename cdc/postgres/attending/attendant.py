@@ -277,6 +277,7 @@ class Attendant:
                 table,
                 stored=stored if is_begun(stored) else {},
                 slow_down=lambda size: link.pause(self._throttle.pause_s(size)),
+                progress=self._progress,
                 report=self._report,
             )
         else:

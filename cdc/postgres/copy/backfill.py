@@ -32,6 +32,7 @@ from cdc.postgres.connection import Connection
 from cdc.postgres.copy import chunks
 from cdc.postgres.copy.chunks import CHUNK_BYTES, CopyCursor, Pace
 from cdc.postgres.copy.copies import Chunk, Verdict
+from cdc.postgres.copy.copying import CopyProgress
 from cdc.postgres.copy.ranges import Range
 from cdc.postgres.copy.watermark import Watermarks
 from cdc.postgres.copy.window import Key
@@ -96,6 +97,7 @@ class Backfill:
         *,
         stored: Mapping[str, Any],
         slow_down: Callable[[int], None],
+        progress: Callable[[CopyProgress], None],
         report: Report,
     ) -> None:
         """`stored`: the cursor to go on from, empty for a copy from the start.
@@ -109,6 +111,7 @@ class Backfill:
         self._watermarks = watermarks
         self._cursor = CopyCursor.from_map(stored) if stored else None
         self._slow_down = slow_down
+        self._progress = progress
         self._report = report
         self._pace = Pace()
         self._bytes = 0
@@ -316,15 +319,13 @@ class Backfill:
         )
 
     def _tell(self) -> None:
-        name = str(self.table.table)
-        self._report(
-            Event(
-                kind="copying",
-                text=f"copying {name}: {self.rows:,} rows",
-                table=name,
+        self._progress(
+            CopyProgress(
+                table=str(self.table.table),
                 rows=self.rows,
-                rows_estimate=self.table.rows_estimate,
                 bytes=self._bytes,
+                rows_estimate=self.table.rows_estimate,
+                bytes_estimate=None,
             )
         )
 

@@ -21,7 +21,7 @@ from concurrent.futures import Future, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from cdc.postgres.connection import connect
 from cdc.postgres.copy import chunks
@@ -38,10 +38,10 @@ from cdc.postgres.copy.snapshot_reader import (
     server_time_us,
 )
 from cdc.postgres.copy.throttle import Throttle
+from cdc.postgres.privacy.gate import Gate
 from cdc.postgres.protocol.frames import Run
 from cdc.postgres.protocol.lsn import Lsn
 from eventlog.changes.change import Op
-from eventlog.changes.schema import Schema
 from eventlog.engine import Batch
 
 Result = TypeVar("Result")
@@ -66,12 +66,6 @@ class CopyProgress:
     rows_estimate: int | None
     bytes_estimate: int | None
     done: bool = False
-
-
-class Gate(Protocol):
-    """Rewrites lines of tables with values that must not be stored as they came."""
-
-    def lines(self, run: Run, schema: Schema) -> Run: ...
 
 
 Store = Callable[[Job, list[Batch], CopyCursor], None]
