@@ -15,8 +15,10 @@ import pytest
 
 import cdc
 import eventlog
+from cdc.errors import ServerError
 from cdc.postgres import streaming
 from cdc.postgres.attending import attendant
+from cdc.postgres.attending.answering import Answering
 from cdc.postgres.copy import backfill, chunks, window
 from cdc.requests import ask, facts
 from eventlog.changes.change import Op
@@ -356,6 +358,26 @@ def test_a_table_is_copied_again_when_that_is_asked_for(
     ops = [change.op for change in log.stream("shop").read(first)]
     assert ops == [Op.COPY_BEGIN, Op.READ, Op.READ, Op.COPY_END]
     assert_snapshot_equals_postgres(log, database18, "t")
+
+
+def test_a_request_that_a_cancelled_statement_disturbed_is_carried_out_later(
+    database18: Database, log: eventlog.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database18.execute("create table t (id int primary key); insert into t values (1)")
+    monkeypatch.setattr(attendant, "RECONNECT_S", 0.1)
+    plain, faults = Answering._captured, [ServerError("cancelled", sqlstate="57014")]
+
+    def disturbed(self: Answering, *given: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return plain(self, *given)
+
+    monkeypatch.setattr(Answering, "_captured", disturbed)
+    with captured_in_background(log, shop(database18)) as background:
+        background.saw("streaming")
+        ask(log, "shop", "recopy", "public.t")
+        until(copied(log, "t", 2), "the copy")
+        assert not any(t.fact.fact == "refused" for t in facts(log, "shop"))
 
 
 def test_rows_wider_than_a_chunk_are_copied_one_by_one(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cdc.errors import CaptureError, MissingTable
+from cdc.errors import CaptureError, MissingTable, ServerError
 from cdc.options import Event, Options, Report
 from cdc.postgres.attending import samples
 from cdc.postgres.attending.link import Link
@@ -20,6 +20,9 @@ from cdc.postgres.state import SourceState
 from cdc.requests import Fact, Request
 from eventlog import Log
 from eventlog.errors import EventLogError, UsageError
+
+_PASSING = frozenset({"57014", "40P01", "55P03"})
+"""A statement that was cancelled, a deadlock, a lock that was not to be had."""
 
 
 class Answering:
@@ -47,8 +50,8 @@ class Answering:
                     self._tables.copy_again(table.oid, "it was asked for", request.offset)
             said = []
         except EventLogError as error:
-            if isinstance(error, CaptureError) and conn.closed:
-                raise
+            if conn.closed or _is_passing(error):
+                raise  # the request is tried again
             why = f"{error} ({error.hint})" if error.hint else str(error)
             said = [
                 Fact(
@@ -149,3 +152,10 @@ class Answering:
         self._link.ask(lambda: gate.widen(names, key.value))
         hashes = tuple(sorted({*state.hashes, *map(str, names)}))
         self._tables.store(lambda state: replace(state, hashes=hashes, hash_check=key.check))
+
+
+def _is_passing(error: EventLogError) -> bool:
+    """Whether the same request may succeed a moment later."""
+    if isinstance(error, ServerError):
+        return error.sqlstate in _PASSING
+    return isinstance(error, CaptureError) and error.retry

@@ -68,7 +68,7 @@ class Rounds:
             reason = "it was dropped at the source"
             self._tables.leave(found.gone, sample, fact="dropped", reason=reason)
         if found.withdrawn:
-            reason = "it was taken out of the publication"
+            reason = "the publication sends it no more, or as a part of another table"
             self._tables.leave(found.withdrawn, sample, fact="left", reason=reason)
         captured = self._streamer.state.relations or ()
         for relation, reason in self._link.ask(self._take_doubts):

@@ -23,6 +23,7 @@ import psycopg
 from cdc.postgres.attending.link import Link, Stopped
 from cdc.postgres.connection import Connection, connect, connect_replication
 from cdc.postgres.copy.chunks import CopyCursor
+from cdc.postgres.copy.copies import BEGUN
 from cdc.postgres.copy.copying import CopyProgress, copy_tables
 from cdc.postgres.copy.snapshot_reader import Job, Snapshot, connections
 from cdc.postgres.copy.throttle import Throttle
@@ -146,8 +147,11 @@ class WholeCopy:
         def put() -> Future[None]:
             streamer.book.copy_begins(job.table.oid)
             streamer.assembler.insert(batches)
+            # With its copy_begin the table is reset: no older cursor may be taken up behind it.
             if cursor.done:
                 streamer.copies.drop(job.table.oid)
+            else:
+                streamer.copies.put(job.table.oid, BEGUN)
             return streamer.change()
 
         self._link.wait(self._link.ask(put))

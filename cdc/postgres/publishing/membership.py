@@ -29,7 +29,8 @@ class Membership:
     """What a look found: tables to join, relations that are gone, tables whose identity changed.
 
     `lost` are captured tables that none of our publications sends any more: dropping a column of
-    a list with CASCADE takes its table out. `withdrawn` are in a publication of the user's no more.
+    a list with CASCADE takes its table out. `withdrawn` are sent no more, and not wanted either:
+    taken out of the publication after a rename, or attached to a table that is sent as a whole.
     """
 
     joining: tuple[Table, ...]
@@ -50,17 +51,13 @@ def look(conn: Connection, state: SourceState) -> Membership:
             sent = replace(present[member.oid], columns=member.columns, listed=member.listed)
             present[member.oid] = sent
     present = column_list.sendable(conn, present)
-    found = decide(
+    return decide(
         wanted=wanted,
         captured=state.relations,
         present=present,
-        members=members if state.publications_ours else (),
+        members=members,
+        ours=state.publications_ours,
     )
-    if state.publications_ours:
-        return found
-    still = {member.oid for group in members for member in group.tables}
-    withdrawn = tuple(oid for oid in present if oid not in still)
-    return replace(found, withdrawn=withdrawn)
 
 
 def decide(
@@ -69,25 +66,29 @@ def decide(
     captured: Collection[int],
     present: Mapping[int, Table],
     members: Sequence[publication.Publication],
+    ours: bool,
 ) -> Membership:
-    """`members`: our two publications, the first one for tables whose updates pass; or none.
+    """`members`: our two publications, the first one for tables whose updates pass; or the user's.
 
     `present` has each table with the columns that its publication sends: a table that moves is
     never widened.
     """
     moving = []
-    for place, group in enumerate(members):
+    for place, group in enumerate(members if ours else ()):
         for member in group.tables:
             table = present.get(member.oid)
             if table is not None and table.updatable == bool(place):
                 moving.append(table)
     sent = {member.oid for group in members for member in group.tables}
-    lost = [t for t in wanted if members and t.oid in captured and t.oid not in sent]
+    # Ours are put right, with the columns that the patterns list; what no pattern means cannot be.
+    lost = [t for t in wanted if ours and t.oid in captured and t.oid not in sent]
+    kept = sent | {table.oid for table in lost}
     return Membership(
         joining=tuple(table for table in wanted if table.oid not in captured),
         gone=tuple(oid for oid in captured if oid not in present),
         moving=tuple(moving),
         lost=tuple(lost),
+        withdrawn=tuple(oid for oid in present if oid not in kept),
     )
 
 

@@ -1,0 +1,171 @@
+"""Captured tables that the source sends no more: marked and refused, never silently stale."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cdc
+import eventlog
+from cdc.postgres.attending import attendant
+from cdc.requests import ask, facts
+from eventlog.errors import SnapshotRefused
+from tests.fix_capture import (
+    assert_snapshot_equals_postgres,
+    captured_in_background,
+    state_of,
+    until,
+    wal_position,
+)
+from tests.fix_postgres import Database
+
+PARTED = """
+create table p (id int primary key, v text) partition by range (id);
+create table p1 partition of p for values from (0) to (100);
+create table p2 partition of p for values from (100) to (200);
+insert into p select g, 'first' from generate_series(1, 150) g;
+"""
+
+
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attendant, "LOOK_S", 0.1)
+
+
+def shop(database: Database, *tables: str) -> cdc.Source:
+    return cdc.Source("shop", database.dsn, tables or ("public.*",))
+
+
+def left(log: eventlog.Log, table: str) -> bool:
+    return any(t.fact.fact == "left" and t.fact.table == table for t in facts(log, "shop"))
+
+
+def test_a_partition_that_joined_by_itself_leaves_when_it_is_attached_again(
+    database: Database, log: eventlog.Log
+) -> None:
+    database.execute(PARTED)
+    shop(database).capture(log, until="current")
+    database.execute("alter table p detach partition p2")
+    shop(database).capture(log, until="current")
+    assert_snapshot_equals_postgres(log, database, "p", "p2")
+    database.execute("alter table p attach partition p2 for values from (100) to (200)")
+    database.execute("update p set v = 'later' where id = 120")
+    shop(database).capture(log, until="current")
+    assert_snapshot_equals_postgres(log, database, "p")
+    assert left(log, "public.p2")
+    with pytest.raises(SnapshotRefused, match="as a part of another table"):
+        log.snapshot("shop").table("public.p2")
+    database.execute("alter table p detach partition p2; delete from p2 where id = 130")
+    shop(database).capture(log, until="current")
+    assert_snapshot_equals_postgres(log, database, "p", "p2")
+
+
+def test_a_copy_that_is_due_of_a_partition_that_was_attached_keeps_no_capture_from_its_end(
+    database18: Database, log: eventlog.Log
+) -> None:
+    database18.execute(PARTED + "alter table p detach partition p2")
+    shop(database18).capture(log, until="current")
+    ask(log, "shop", "recopy", "public.p2")
+    database18.execute("alter table p attach partition p2 for values from (100) to (200)")
+    shop(database18).capture(log, until="current")
+    assert_snapshot_equals_postgres(log, database18, "p")
+    assert not state_of(log).copies
+
+
+def test_a_renamed_table_that_is_taken_out_of_the_publication_is_refused_from_then_on(
+    database: Database, log: eventlog.Log
+) -> None:
+    database.execute("create table a (id int primary key); insert into a values (1)")
+    with captured_in_background(log, shop(database, "public.a")) as running:
+        running.saw("streaming")
+        database.execute("alter table a rename to b; insert into b values (2)")
+        running.reached(wal_position(database))
+        assert_snapshot_equals_postgres(log, database, "b")
+        before = log.stream("shop").end
+        database.execute("alter publication eventlog_shop drop table b")
+        until(lambda: left(log, "public.b"), "the table's leaving")
+        database.execute(
+            "insert into b values (3); select pg_logical_emit_message(true, 'app', 'more')"
+        )
+        until(lambda: log.stream("shop").end > before, "a record behind it")
+    with pytest.raises(SnapshotRefused, match="sends it no more"):
+        log.snapshot("shop").table("public.b")
+    assert log.snapshot("shop", at=before).table("public.b").to_arrow().num_rows == 2
+
+
+KILLED = """
+import os, sys
+import cdc, eventlog
+from cdc.postgres.copy import backfill, chunks
+from cdc.postgres.copy.whole_copy import WholeCopy
+
+chunks.PAGES_FIRST, chunks.CHUNK_BYTES = 2, 20_000
+kind, dsn, path = sys.argv[1:]
+
+def store(self, job, batches, cursor, plain=WholeCopy._store):
+    plain(self, job, batches, cursor)
+    os._exit(9)
+
+def hand_over(self, copy, *, begins=False, plain=backfill.Backfill._hand_over, **more):
+    size = plain(self, copy, begins=begins, **more)
+    chunk = more.get("copied") is not None
+    if begins and kind == "begun" or chunk and kind == "chunk":
+        # The answer comes before the commit: wait for that, so that the death is a late one.
+        self._link.wait(self._link.ask(self._link.streamer.change))
+        os._exit(9)
+    return size
+
+if kind == "whole":
+    WholeCopy._store = store
+else:
+    backfill.Backfill._hand_over = hand_over
+with eventlog.open(path) as log:
+    cdc.Source("shop", dsn, ("public.t",)).capture(log, until="current")
+"""
+
+
+def die(kind: str, database: Database, log: eventlog.Log) -> None:
+    """Capture in another process, which dies at that moment of a copy beside the stream."""
+    log.close()
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, kind, database.dsn, str(log.path)],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 9, done.stderr
+
+
+@pytest.mark.parametrize("moment", ["begun", "whole"])
+def test_no_older_cursor_is_taken_up_behind_a_copy_that_began_anew(
+    database18: Database, log: eventlog.Log, log_dir: Path, moment: str
+) -> None:
+    database18.execute(
+        "create table t (id int primary key, id2 int not null unique, v text);"
+        "insert into t select g, g, repeat('x', 200) from generate_series(1, 2000) g"
+    )
+    shop(database18, "public.t").capture(log, until="current")
+    ask(log, "shop", "recopy", "public.t")
+    die("chunk", database18, log)
+    with eventlog.open(log_dir) as again:
+        (cursor,) = state_of(again).copies.values()
+        assert cursor["page"] > 0, "the copy was under way"
+    if moment == "whole":
+        database18.execute("alter table t replica identity full")
+    else:
+        database18.execute(
+            "alter table t drop constraint t_pkey; alter table t add primary key (id2)"
+        )
+    die(moment, database18, log)
+    with eventlog.open(log_dir) as again:
+        (cursor,) = state_of(again).copies.values()
+        assert "leaves" not in cursor
+        if moment == "whole":
+            database18.execute("alter table t replica identity default")
+        shop(database18, "public.t").capture(again, until="current")
+        assert_snapshot_equals_postgres(again, database18, "t")
