@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from eventlog.changes.change import ABSENT, UNCHANGED, Change, Op
     from eventlog.changes.event import Event
     from eventlog.changes.records import Batch, Records
-    from eventlog.changes.snapshot import Snapshot
-    from eventlog.changes.table import Table
     from eventlog.consumer import Consumer
     from eventlog.errors import EventLogError
     from eventlog.log import ConsumerInfo, Log, StreamInfo
     from eventlog.log import open_log as open  # noqa: A004
+    from eventlog.snapshots.snapshot import Snapshot
+    from eventlog.snapshots.table import Table
     from eventlog.stream import Stream
     from eventlog.transaction import Transaction
 
@@ -60,10 +60,10 @@ _HOMES = {
     "Log": "eventlog.log",
     "Op": "eventlog.changes.change",
     "Records": "eventlog.changes.records",
-    "Snapshot": "eventlog.changes.snapshot",
+    "Snapshot": "eventlog.snapshots.snapshot",
     "Stream": "eventlog.stream",
     "StreamInfo": "eventlog.log",
-    "Table": "eventlog.changes.table",
+    "Table": "eventlog.snapshots.table",
     "Transaction": "eventlog.transaction",
     "open": "eventlog.log",
 }

@@ -18,9 +18,9 @@ from eventlog.stream import Stream
 from eventlog.transaction import Transaction
 
 if TYPE_CHECKING:
-    from eventlog.changes.snapshot import Snapshot
     from eventlog.engine.upkeep.backup import BackedUp
     from eventlog.engine.upkeep.check import Violation
+    from eventlog.snapshots.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +162,7 @@ class Log:
         `(start, stop)` keeps the rows whose latest version lies in that range. Raises
         UnknownStream, OffsetOutOfRange, OffsetsDropped, and with `strict` CutInsideTransaction.
         """
-        from eventlog.changes.snapshot import Part, Snapshot
+        from eventlog.snapshots.snapshot import Part, Snapshot
 
         if isinstance(streams, str):
             cuts: dict[str, Any] = {streams: at}

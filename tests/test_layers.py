@@ -3,7 +3,7 @@
 ::
 
     cdc ──▶ eventlog ◀── inference                    never cdc ↔ inference
-    eventlog:   cli ──▶ façade ──▶ codecs ──▶ changes ──▶ engine       all ──▶ errors
+    eventlog:   cli ▶ façade ▶ snapshots ▶ history ▶ codecs ▶ changes ▶ engine ▶ errors
     cdc:        commands ──▶ demo ──▶ postgres, and what every source shares
 
 An arrow may skip a layer, and never points up. Imports made late, inside functions, and those
@@ -78,7 +78,7 @@ def cdc_layer(module: str) -> str:
     return parts[1] if parts[1:2] and parts[1] in ("commands", "demo") else "capture"
 
 
-EVENTLOG_LADDER = ["errors", "engine", "changes", "codecs", "façade", "cli"]
+EVENTLOG_LADDER = ["errors", "engine", "changes", "codecs", "history", "snapshots", "façade", "cli"]
 CDC_LADDER = ["capture", "demo", "commands"]
 
 

@@ -1,1 +1,1 @@
-"""The neutral change model: changes, schemas, codecs, folding, snapshots. No kind of source."""
+"""The neutral change model: changes, schemas, codecs, folding. No kind of source."""

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from eventlog.changes.change import RawChange, Text
 from eventlog.changes.schema import Column, Schema
+from eventlog.changes.split import SplitPayload
+from eventlog.engine.payload import Payload
 from eventlog.errors import CodecNotInstalled
 
 if TYPE_CHECKING:
@@ -46,6 +48,18 @@ class ChangeCodec(Codec, Protocol):
         """Split `records` (with their places `slots` in the payload) into raw changes.
 
         `schemas` has, by relation, the schema version under which this batch was written.
+        """
+        ...
+
+    def split(
+        self,
+        payload: Payload,
+        slots: Sequence[int],
+        schemas: dict[int, Schema],
+    ) -> SplitPayload:
+        """Find every value of the records at `slots`, without decoding any.
+
+        Says the same as `decode`, for whole columns. Raises DamagedLog where `decode` would.
         """
         ...
 

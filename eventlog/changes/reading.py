@@ -7,12 +7,17 @@ over unread; control records that concern every table (`data_loss`) are always r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from eventlog.changes.change import Op, RawChange
 from eventlog.changes.codec import codec
 from eventlog.changes.schema import Schema
+from eventlog.changes.split import SplitPayload
 from eventlog.engine import Engine, IndexEntry
 from eventlog.engine.payload import Payload
 from eventlog.engine.scan import Damaged
@@ -50,19 +55,43 @@ class Piece:
         relations = self.relations
         records = self.payload.records(self.slots)
         raws = self.codec.decode(records, self.slots, self.schemas)
-        try:
+        with self._placed():
             if relations is None:
                 yield from zip(self.offsets, raws, strict=True)
                 return
             for offset, raw in zip(self.offsets, raws, strict=True):
-                if raw.relation in relations or (raw.relation is None and raw.op is Op.DATA_LOSS):
+                if _is_selected(raw, relations):
                     yield offset, raw
+
+    @contextmanager
+    def _placed(self) -> Iterator[None]:
+        """Say of damage where it lies."""
+        try:
+            yield
         except DamagedLog as error:
             raise DamagedLog(
                 f"payload {self.entry.payload_id} of stream {self.stream!r}, offsets "
                 f"[{self.entry.first_offset}, {self.entry.stop}), is damaged: {error}",
                 hint="records outside it can still be read; run `eventlog check`",
             ) from error
+
+    def split(self) -> SplitPayload:
+        """The selected records, split; `offset_of_slot` gives their offsets. Raises DamagedLog."""
+        with self._placed():
+            found: SplitPayload = self.codec.split(self.payload, self.slots, self.schemas)
+        relations = self.relations
+        if relations is None:
+            return found
+        return SplitPayload(
+            rows=[split for split in found.rows if split.schema.relation in relations],
+            rare=[raw for raw in found.rare if _is_selected(raw, relations)],
+        )
+
+    def offset_of_slot(self) -> npt.NDArray[np.int64]:
+        """By slot of the payload, the offset; -1 where the slot has none that is read here."""
+        found = np.full(len(self.payload.ends), -1, np.int64)
+        found[self.slots] = self.offsets
+        return found
 
     def moments(self) -> list[Moment]:
         """The moment of each slot of the payload, the selected ones and the others."""
@@ -71,6 +100,10 @@ class Piece:
         rows = zip(*(column.tolist() for column in columns), strict=True)
         found = [Moment(*row) for row in rows]
         return [found[place] for place in self.entry.slot_transactions().tolist()]
+
+
+def _is_selected(raw: RawChange, relations: frozenset[int]) -> bool:
+    return raw.relation in relations or (raw.relation is None and raw.op is Op.DATA_LOSS)
 
 
 def pieces(

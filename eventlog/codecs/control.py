@@ -22,6 +22,8 @@ import msgpack
 
 from eventlog.changes.change import CONTROL_OPS, Op, RawChange
 from eventlog.changes.schema import Schema
+from eventlog.changes.split import SplitPayload
+from eventlog.engine.payload import Payload
 from eventlog.errors import DamagedLog, LogVersionError
 
 
@@ -54,6 +56,12 @@ class ControlCodec:
                     f"a control record is of relation {relation}, of which its batch has no schema"
                 )
             yield RawChange(slot, Op(name), relation, None, None, fields)
+
+    def split(
+        self, payload: Payload, slots: Sequence[int], schemas: dict[int, Schema]
+    ) -> SplitPayload:
+        """All of them are rare."""
+        return SplitPayload(rows=[], rare=list(self.decode(payload.records(slots), slots, schemas)))
 
     def transaction_text(self, word: int) -> str | None:
         """None: control records belong to no source transaction."""

@@ -7,13 +7,15 @@ the same session settings (D9).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cdc.postgres.protocol.lsn import Lsn
 from cdc.postgres.values import loaders, type_names
 from eventlog.changes.change import Text
 from eventlog.changes.codec import Form, Loader
 from eventlog.changes.schema import Column, Schema
+from eventlog.changes.split import SplitPayload, split_changes
+from eventlog.engine.payload import Payload
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,6 +23,13 @@ if TYPE_CHECKING:
 
 class TextCodec:
     """The part of a ChangeCodec that does not depend on how records are split."""
+
+    def split(
+        self, payload: Payload, slots: Sequence[int], schemas: dict[int, Schema]
+    ) -> SplitPayload:
+        """Find every value of the records at `slots`."""
+        decode: Any = self
+        return split_changes(decode.decode(payload.records(slots), slots, schemas), schemas)
 
     def loaders(self, schema: Schema, form: Form) -> tuple[Loader, ...]:
         """One function per column, from stored text to a value. Never raises for bad values."""

@@ -21,10 +21,10 @@ from eventlog.changes.reading import pieces
 from eventlog.changes.records import Records
 from eventlog.changes.schema import Schema
 from eventlog.changes.schemas import SchemaHistory
-from eventlog.changes.table import EventTable, Table
 from eventlog.changes.table_name import TableName
 from eventlog.engine import Engine, StreamKind
 from eventlog.errors import SnapshotRefused, UnknownTable, UsageError
+from eventlog.snapshots.table import EventTable, Table
 
 Progress = Callable[[int, int], None]
 """Called with how many offsets are done, and how many there are in all."""

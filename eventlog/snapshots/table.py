@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eventlog.changes.arrow import Conversion, Unfit, change_table, frame
@@ -13,6 +13,8 @@ from eventlog.changes.schema import Schema
 from eventlog.errors import UnknownColumn, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pyarrow as pa
 
 
@@ -94,6 +96,24 @@ class Table(_Rows):
             conversion=Conversion(columns=columns, cast=cast or {}, unfit=unfit),
             head=[("_offset", pa.array(at, pa.int64()))] if offsets else (),
         )
+
+    def texts(
+        self, *, max_rows: int = 65_536
+    ) -> Iterator[tuple[npt.NDArray[np.int64], list[pa.Array]]]:
+        """The rows as stored: offsets, and for each column its texts as Arrow binary, by pieces.
+
+        NULL is null.
+        """
+        import numpy as np
+        import pyarrow as pa
+
+        for start in range(0, len(self._rows), max_rows):
+            part = self._rows[start : start + max_rows]
+            columns = [
+                pa.array([row[place] for _, row in part], pa.binary())
+                for place in range(len(self.version.columns))
+            ]
+            yield np.array([offset for offset, _ in part], np.int64), columns
 
     def __repr__(self) -> str:
         return f"<Table {self.name}, {self.num_rows} rows>"
