@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 
 
 class Committer:
@@ -28,19 +29,16 @@ class Committer:
 
     def settle(self, *, timeout_s: float) -> bool:
         """Wait for the work's end; False if it still runs. Raises what the work raised."""
-        if self._running is None:
+        running = self._running
+        if running is None:
             return True
-        try:
-            self._running.result(timeout_s)
-        except FutureTimeout:
-            if not self._running.done():
-                return False
-            self._running = None
-            raise
-        except BaseException:
-            self._running = None
-            raise
+        with suppress(FutureTimeout):
+            running.exception(timeout_s)
+        # The work may have ended since the wait did, and may itself have raised a TimeoutError.
+        if not running.done():
+            return False
         self._running = None
+        running.result()
         return True
 
     def close(self) -> None:
