@@ -26,7 +26,19 @@ from benchmarks.options import Options
 from benchmarks.table import render
 from eventlog.errors import EventLogError
 
-PROGRAMS = ("append", "capture", "compression", "copy", "fair", "follow", "read")
+PROGRAMS = (
+    "append",
+    "capture",
+    "compression",
+    "copy",
+    "decode",
+    "fair",
+    "follow",
+    "history",
+    "read",
+    "seen",
+    "snapshot",
+)
 DESCRIPTION = "One program for each question, with peers and limits side by side in one run."
 
 

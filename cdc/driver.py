@@ -51,7 +51,10 @@ class SourceDriver(Protocol):
         ...
 
     def drop(self, dsn: str, name: str, state: Mapping[str, Any] | None) -> list[str]:
-        """Remove what captures of `name` left at the source; returns what was removed."""
+        """Remove what captures of `name` left at the source; returns what was removed.
+
+        Raises a CaptureError where neither a state nor the source tells of such captures.
+        """
         ...
 
     def lag(self, dsn: str, state: Mapping[str, Any]) -> Lag:

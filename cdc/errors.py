@@ -21,6 +21,7 @@
         ├── SlotExists                a slot of that name is there already
         ├── SlotInUse            (r)  another process streams from the slot
         ├── SlotBlocked          (r)  the slot waits for a transaction that is still running
+        ├── TableLocked          (r)  a transaction holds a lock on a table for too long
         ├── SlotMissing               the slot is gone
         ├── SlotLost                  the server removed WAL that the slot needed
         ├── ServerError               anything else that the server answered
@@ -123,6 +124,12 @@ class SlotInUse(CaptureError):
 
 class SlotBlocked(CaptureError):
     """Creating the slot waits for a transaction that is still running."""
+
+    retry = True
+
+
+class TableLocked(CaptureError):
+    """A transaction holds a lock on a table for longer than is waited for it."""
 
     retry = True
 

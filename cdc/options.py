@@ -45,7 +45,8 @@ class Options:
 class Event:
     """Something a user may want to see: `kind` for machines, `text` for people.
 
-    Kinds: `warning`, `copying`, `copied`, `streaming`, `progress`, `retry`.
+    Kinds: `warning`, `copying`, `copied`, `streaming`, `progress`, `retry`, and of tables `joined`,
+    `left`, `dropped`, `renamed`.
     `rows` counts what was captured, `lag_bytes` what the server has and the log has not. `bytes` is
     the text of copied rows. What `rows` and `bytes` of a table will come to at its end are
     `rows_estimate` and `bytes_estimate`, None while nothing is known.

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from eventlog.errors import EventLogError
     from eventlog.log import ConsumerInfo, Log, StreamInfo
     from eventlog.log import open_log as open  # noqa: A004
+    from eventlog.snapshots.manifests.opened_bundle import open_bundle
+    from eventlog.snapshots.seen.definitions import count, later, lookup
     from eventlog.snapshots.snapshot import Snapshot
     from eventlog.snapshots.table import Table
+    from eventlog.snapshots.transform import Transform, transform
     from eventlog.stream import Stream
     from eventlog.transaction import Transaction
 
@@ -45,7 +48,13 @@ __all__ = [
     "StreamInfo",
     "Table",
     "Transaction",
+    "Transform",
+    "count",
+    "later",
+    "lookup",
     "open",
+    "open_bundle",
+    "transform",
 ]
 
 _HOMES = {
@@ -65,7 +74,13 @@ _HOMES = {
     "StreamInfo": "eventlog.log",
     "Table": "eventlog.snapshots.table",
     "Transaction": "eventlog.transaction",
+    "Transform": "eventlog.snapshots.transform",
+    "count": "eventlog.snapshots.seen.definitions",
+    "later": "eventlog.snapshots.seen.definitions",
+    "lookup": "eventlog.snapshots.seen.definitions",
     "open": "eventlog.log",
+    "open_bundle": "eventlog.snapshots.manifests.opened_bundle",
+    "transform": "eventlog.snapshots.transform",
 }
 
 

@@ -9,6 +9,8 @@
     │   ├── OffsetsDropped            below the stream's first retained offset
     │   ├── CutInsideTransaction      strict=True and the offset lies inside one
     │   ├── SnapshotRefused           the table has no state at that cut, and why
+    │   ├── BadManifest               a manifest or bundle is not whole, or was changed
+    │   ├── TransformRefused          not row-wise, without a source, or changed in its version
     │   ├── ConsumerFenced            another process committed, or rewound, this consumer
     │   ├── NotCommitted              iterating on after a failed commit
     │   ├── ValueDoesNotFit           a stored value has no place in the Arrow type
@@ -68,6 +70,14 @@ class CutInsideTransaction(UsageError):
 
 class SnapshotRefused(UsageError):
     """The table has no state at that cut; the message says why."""
+
+
+class BadManifest(UsageError):
+    """A manifest or a bundle that cannot be read, is not whole, or was changed."""
+
+
+class TransformRefused(UsageError):
+    """A transform that is not row-wise, whose source cannot be told, or changed in its version."""
 
 
 class ConsumerFenced(UsageError):

@@ -18,9 +18,13 @@ from eventlog.stream import Stream
 from eventlog.transaction import Transaction
 
 if TYPE_CHECKING:
+    from eventlog.changes.arrow import Unfit
+    from eventlog.derived import Derived
     from eventlog.engine.upkeep.backup import BackedUp
     from eventlog.engine.upkeep.check import Violation
+    from eventlog.snapshots.manifests.saved import Saved
     from eventlog.snapshots.snapshot import Snapshot
+    from eventlog.snapshots.transform import Transform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +184,37 @@ class Log:
                 self.engine.checked_range(name, first, cut.stop)
             parts.append(Part(kind=kind, start=first, cut=cut, history=self._history(name)))
         return Snapshot(self.engine, parts)
+
+    def load_snapshot(self, path: str | os.PathLike[str]) -> Saved:
+        """The snapshot of a manifest that `Snapshot.save` wrote, to be read again and verified.
+
+        Raises BadManifest; whether this log has what it names, `verify()` tells.
+        """
+        from eventlog.snapshots.manifests.saved import Saved
+
+        return Saved.load(self.engine, self.snapshot, path)
+
+    def derive(
+        self,
+        transform: Transform,
+        *,
+        source: str,
+        table: str,
+        output: str,
+        cast: Mapping[str, str] | None = None,
+        unfit: Unfit = "raise",
+    ) -> Derived:
+        """A stream of what the transform makes of each row of a table: `.run()` keeps it going.
+
+        The transform is registered in stream `transforms`; `cast` and `unfit` are those of
+        `Table.to_arrow`. Raises TransformRefused where its source changed under its version, or
+        the output has another origin; UnknownTable; UsageError for a table without a key.
+        """
+        from eventlog.derived import Derived
+
+        self.stream(source)
+        history = self._history(source)
+        return Derived(self, history, transform, table=table, output=output, cast=cast, unfit=unfit)
 
     def check(self, *, progress: Callable[[int, int], None] | None = None) -> list[Violation]:
         """Walk the whole log; returns every violated invariant, none for a sound log."""

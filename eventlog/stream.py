@@ -7,8 +7,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from eventlog.changes.change_view import ChangeView
-from eventlog.changes.cut import At, microseconds, offset_of
+from eventlog.changes.cut import At, cut_of, microseconds, offset_of
 from eventlog.changes.event_view import EventView
+from eventlog.changes.quantities import byte_count, duration_us
 from eventlog.changes.records import Damages, Records
 from eventlog.changes.schemas import SchemaHistory
 from eventlog.changes.table_choice import named_at, selected_by_name
@@ -18,11 +19,14 @@ from eventlog.engine.rows import TIME_MIN
 from eventlog.errors import OffsetOutOfRange, UsageError
 from eventlog.following import MAX_ROWS, Following
 from eventlog.outbox import Outbox, id_text, require_events, tombstone_without_key
-from eventlog.quantities import byte_count, duration_us
 
 if TYPE_CHECKING:
+    from eventlog.checkpoints import Checkpointed, CheckpointInfo
     from eventlog.consumer import Consumer
     from eventlog.engine.upkeep.retain import Retained
+    from eventlog.history.event_history import EventHistory
+    from eventlog.history.key_index import KeyIndex
+    from eventlog.history.row_history import RowHistory
 
 Until = Literal["current"] | int | None
 
@@ -222,6 +226,35 @@ class Stream:
         selection = selected_by_name(self._schemas, table, columns, self.end)
         return ChangeView(self._engine, self._schemas, selection=selection, columns=columns)
 
+    def history(
+        self,
+        table: str | None = None,
+        key: Any = None,
+        start: At | None = None,
+        stop: At | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> RowHistory | EventHistory:
+        """Every version of the rows that ever bore a key, lazily; UNCHANGED values are filled.
+
+        The rows are followed across key changes, renames and schema changes (see
+        `eventlog.history.lives`). `table` is the one that bears the name at `stop`; an event stream
+        has none. `key` is a scalar for a key of one column, else a mapping. The first call brings
+        the key index up to date, of which `progress` is told. Raises UnknownTable, UnknownColumn,
+        UsageError (a table without a key), OffsetOutOfRange, OffsetsDropped.
+        """
+        from eventlog.history.opening import history_of
+
+        return history_of(
+            self._engine, self._schemas, table, key, start=start, stop=stop, progress=progress
+        )
+
+    def key_index(self) -> KeyIndex:
+        """What `history` looks keys up in; its `update` and `drop` are all that one may need."""
+        from eventlog.history.key_index import key_index
+
+        return key_index(self._engine, self._schemas)
+
     # Retention
 
     def retain(
@@ -238,9 +271,10 @@ class Stream:
 
         `older_than` (a timedelta, or as in `"30d"`) counts back from the newest event, in event
         time; `max_bytes` (a number, or as in `"10GB"`) is what the stored batches may take. What
-        one of them names goes, in whole batches, never more. What a consumer has not passed stays,
-        unless `force`. Readers that are still there get OffsetsDropped. Raises UsageError for a
-        captured stream, and without any limit, OffsetOutOfRange for `below` outside `[0, end]`.
+        one of them names goes, in whole batches, never more. What a consumer has not passed, or a
+        pinned snapshot is made of, stays, unless `force`. Readers that are still there get
+        OffsetsDropped. Raises UsageError for a captured stream, and without any limit,
+        OffsetOutOfRange for `below` outside `[0, end]`.
         """
         from eventlog.engine.upkeep.retain import below_for_bytes, retain
 
@@ -273,6 +307,47 @@ class Stream:
             dry_run=dry_run,
             progress=progress,
         )
+
+    # Checkpoints
+
+    def checkpoint(
+        self,
+        *,
+        table: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Checkpointed:
+        """Store the state of one table as of the end, or of all: snapshots start from there.
+
+        Returns all checkpoints of the stream, and why tables have none at this cut. Raises
+        UsageError for an event stream, UnknownTable, SnapshotRefused for the table that was named,
+        EnvironmentFault where the log's directory cannot be written.
+        """
+        from eventlog.checkpoints import make
+
+        self._require_tables()
+        stop = cut_of(self._engine, self.name, "end").stop
+        return make(self._engine, self._schemas, stop, table=table, progress=progress)
+
+    def checkpoints(self) -> tuple[CheckpointInfo, ...]:
+        """The checkpoints of the stream, by table and offset."""
+        from eventlog.checkpoints import listed
+
+        self._require_tables()
+        return listed(self._engine, self._schemas)
+
+    def drop_checkpoints(self, *, table: str | None = None) -> Checkpointed:
+        """Remove the checkpoints of one table, or all; returns those that were there."""
+        from eventlog.checkpoints import drop
+
+        self._require_tables()
+        return drop(self._engine, self._schemas, table=table)
+
+    def _require_tables(self) -> None:
+        if self.kind == "events":
+            raise UsageError(
+                f"stream {self.name!r} holds events, of which there are no checkpoints",
+                hint="checkpoints are of tables; snapshots of events read the stream",
+            )
 
     # Consuming
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from eventlog.changes.duck import locked_connection
 from eventlog.errors import UsageError
 from inference.seen import Seen
 from inference.task import Task
@@ -32,14 +33,12 @@ class Evaluator:
 
     def __init__(self, task: Task, schema: pa.Schema) -> None:
         """`schema` gives the columns' types. Raises UsageError for a wrong expression."""
-        import duckdb
         import pyarrow as pa
 
         self._task = task
-        # Times with a zone need an extension of DuckDB: here they are plain UTC.
+        # Expressions compare times with plain ones: here all are plain UTC.
         self._schema = pa.schema([pa.field(f.name, _without_zone(f.type)) for f in schema])
-        self._duckdb = duckdb.connect(config={"enable_external_access": "false", "threads": "1"})
-        self._duckdb.execute("SET lock_configuration = true")
+        self._duckdb = locked_connection(threads=1)
         features = [f"({text}) AS f{i}" for i, text in enumerate(task.features.values())]
         self._query = " ".join(
             (

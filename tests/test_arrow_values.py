@@ -14,6 +14,7 @@ from cdc.postgres.copy_codec import CODEC
 from cdc.postgres.pgoutput import CODEC as PGOUTPUT
 from eventlog.changes.change import ABSENT, UNCHANGED, Text
 from eventlog.changes.schema import Column, Schema, SourceType
+from eventlog.changes.split import texts_of
 from tests import nasty_values
 from tests.fix_postgres import Database
 from tests.test_values import equal
@@ -53,7 +54,7 @@ def converted(
 ) -> tuple[list[Any], list[int]]:
     schema, column = schema_with(oid, typmod)
     target = CODEC.arrow_type(schema, column) if target is None else target
-    array, unfit = CODEC.arrow_array(schema, column, texts, target)
+    array, unfit = CODEC.arrow_array(schema, column, texts_of(texts), target)
     array.validate(full=True)
     assert array.type == target
     assert len(array) == len(texts)
@@ -107,7 +108,7 @@ def test_types_follow_from_the_declared_type_alone(
     schema, column = schema_with(oid, typmod)
     assert CODEC.arrow_type(schema, column) == expected
     assert PGOUTPUT.arrow_type(schema, column) == expected
-    empty, unfit = CODEC.arrow_array(schema, column, [], expected)
+    empty, unfit = CODEC.arrow_array(schema, column, texts_of([]), expected)
     assert (empty.type, len(empty), unfit) == (expected, 0, [])
 
 
@@ -155,7 +156,7 @@ def test_every_value_is_exact_or_named_as_unfit(database: Database) -> None:
         literals = nasty_values.VALUES[declared]
         texts = [row[place] for row in rows if row is not None]
         target = CODEC.arrow_type(schema, column)
-        array, unfit = CODEC.arrow_array(schema, column, texts, target)
+        array, unfit = CODEC.arrow_array(schema, column, texts_of(texts), target)
         array.validate(full=True)
         expected = [i for i, text in enumerate(literals) if text in UNFIT.get(declared, ())]
         assert unfit == expected, (declared, [texts[i] for i in unfit])
@@ -208,7 +209,7 @@ def test_endless_values_among_others_that_do_not_fit() -> None:
     texts = [b"infinity", b"0044-03-15 BC", b"2026-02-30", UNCHANGED]
     assert converted(1082, texts, pa.string())[1] == []
     schema, column = schema_with(1082)
-    days, unfit = CODEC.arrow_array(schema, column, texts, pa.date32())
+    days, unfit = CODEC.arrow_array(schema, column, texts_of(texts), pa.date32())
     assert days.cast(pa.int32()).to_pylist() == [None, -735160, None, None]
     assert unfit == [0, 2]
 

@@ -11,10 +11,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import eventlog
-from benchmarks import append, read, subjects
+from benchmarks import append, decode, read, subjects
 from benchmarks.appender import Absent, Appender, NotStored, Opener
 from benchmarks.child import ChildFailed, run_child
 from benchmarks.load import Case, Load, load_of
@@ -228,6 +229,33 @@ def test_reading_and_compression_print_tables_and_leave_nothing(tmp_path: Path) 
     assert os.listdir(tmp_path) == ["results.json"]
 
 
+def test_decode_shows_typed_rows_beside_loaders_and_csv(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    words = ("--quick", "--rows", "3000", "--directory", str(tmp_path), "--json", str(file))
+    done = run_benchmarks("decode", *words)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(file.read_text("utf-8"))["results"]
+    expect_samples(result, done.stdout)
+    took_part = {figure["contender"] for figure in result["figures"]}
+    assert took_part == set(result["about"]["contenders"])
+    targets = [ratio for ratio in result["ratios"] if ratio["at_least"] is not None]
+    assert {(ratio["of"], ratio["at_least"]) for ratio in targets} == {
+        (decode.DECODE, 2.0),
+        (decode.DECODE_COPY, 2.0),
+    }
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_a_contender_that_decodes_something_else_ends_the_benchmark() -> None:
+    table = pa.table({name: pa.array([1]) for name in decode.ORDERS.names})
+    other = table.set_column(2, "amount", pa.array([2]))
+    names = (decode.DECODE, decode.DECODE_COPY, decode.READ, decode.READ_COPY, decode.CSV)
+    contenders = {name: (lambda: table) for name in names}
+    decode._expect_equal(contenders)
+    with pytest.raises(NotStored, match="column 'amount' of 'read, copy'"):
+        decode._expect_equal(contenders | {decode.READ_COPY: lambda: other})
+
+
 def test_logs_to_be_read_are_written_on_the_disk_where_memory_is_short(tmp_path: Path) -> None:
     assert read._place(tmp_path, 10**15) == tmp_path
 
@@ -262,6 +290,33 @@ def test_copy_shows_the_capture_beside_psql(tmp_path: Path) -> None:
     expect_samples(result, done.stdout)
     (target,) = [ratio for ratio in result["ratios"] if ratio["at_least"] is not None]
     assert (target["to"], target["quantity"], target["at_least"]) == ("psql", "rate", 0.85)
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_seen_answers_as_duckdb_does_and_shows_both(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    done = run_benchmarks(
+        "seen", "--quick", "--rows", "2000", "--directory", str(tmp_path), "--json", str(file)
+    )
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(file.read_text("utf-8"))["results"]
+    expect_samples(result, done.stdout)
+    assert {figure["role"] for figure in result["figures"]} == {"subject", "peer", "limit"}
+    (target,) = [ratio for ratio in result["ratios"] if ratio["at_least"] is not None]
+    assert (target["of"], target["to"]) == ("Snapshot.seen", "1M in 10 s")
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_history_shows_the_index_beside_what_it_tells(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    done = run_benchmarks(
+        "history", "--quick", "--rows", "4000", "--directory", str(tmp_path), "--json", str(file)
+    )
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(file.read_text("utf-8"))["results"]
+    expect_samples(result, done.stdout)
+    (target,) = [ratio for ratio in result["ratios"] if ratio["at_most"] is not None]
+    assert (target["of"], target["to"], target["at_most"]) == ("eventlog", "10 ms", 1.0)
     assert os.listdir(tmp_path) == ["results.json"]
 
 

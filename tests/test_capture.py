@@ -10,6 +10,7 @@ import pytest
 import cdc
 import eventlog
 from cdc.driver import driver_of
+from cdc.errors import SlotMissing
 from cdc.options import Event
 from cdc.postgres import streaming
 from cdc.postgres.connection import connect, connect_replication
@@ -477,6 +478,19 @@ def test_dropping_a_source_removes_its_slot_and_publications(
         "slot eventlog_shop",
     ]
     assert database.value("select count(*) from pg_publication") == 0
+
+
+def test_dropping_a_source_that_nobody_knows_names_those_that_are_there(
+    database: Database, log: eventlog.Log
+) -> None:
+    database.execute("create table t (id int primary key)")
+    shop(database).capture(log, until="current")
+    with pytest.raises(SlotMissing, match="of a source 'shup'") as fault:
+        driver_of(database.dsn).drop(database.dsn, "shup", None)
+    assert "eventlog_shop" in fault.value.hint
+    # Without its log a source is found by its name; what the log knows is no mistake.
+    assert len(driver_of(database.dsn).drop(database.dsn, "shop", None)) == 3
+    assert driver_of(database.dsn).drop(database.dsn, "shop", log.source("shop")) == []
 
 
 def test_a_copy_that_was_cut_off_goes_on_beside_the_stream(

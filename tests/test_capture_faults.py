@@ -383,6 +383,9 @@ def test_connections_that_are_cut_under_load_lose_nothing_and_double_nothing(
         running.reached(wal_position(database))
     inserted = [c.key for c in log.stream("shop").read() if c.op is Op.INSERT]
     assert len(inserted) == len(set(inserted)) == 1990 + 50_001 + 1
+    # What was sent again and again is counted once.
+    assert running.outcome is not None
+    assert running.outcome.rows == 1 + len(inserted)
     small = [key for key in inserted if 10 <= key < 2000]
     assert small == list(range(10, 2000)), "in order"
     assert_snapshot_equals_postgres(log, database, "t")

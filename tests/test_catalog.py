@@ -16,6 +16,7 @@ from cdc.postgres.publishing import publication, slot
 from cdc.postgres.schema import catalog
 from cdc.postgres.schema.catalog import Table
 from cdc.postgres.schema.relation import describe_relation
+from cdc.postgres.schema.table_spec import TableSpec
 from cdc.postgres.server import EmbeddedServer
 from eventlog.changes.table_name import TableName
 from eventlog.errors import UsageError
@@ -150,6 +151,18 @@ class TestNames:
             "public.parted",
         ]
         assert shown(resolve(conn, "app.*")) == ['app."Mixed Case"']
+
+    def test_a_table_named_by_the_sign_for_any_is_one_table(
+        self, database: Database, conn: Connection
+    ) -> None:
+        database.execute('create table "*" (id int primary key); create table x (id int)')
+        assert shown(resolve(conn, 'public."*"')) == ['public."*"']
+        assert shown(resolve(conn, "public.*")) == ['public."*"', "public.x"]
+        (star,) = catalog.resolve_tables(conn, [TableSpec.parse('public."*"(id)')])
+        assert not star.table.is_pattern
+        for text in ('public."*"', "public.*", '"*".x', "*.x", '*."*"'):
+            assert str(TableName.parse(text)) == text
+            assert TableName.parse(text).is_pattern == ("*" in text.replace('"*"', ""))
 
     def test_what_a_pattern_leaves_out_is_told_with_reasons(
         self, database: Database, conn: Connection

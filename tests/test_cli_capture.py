@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from cdc.commands.capture import capture
 from cdc.commands.drop_source import drop_source
 from cdc.commands.status import status
 from cdc.driver import Lag
-from cdc.errors import ConnectionRefused, OtherSystem, SlotInUse
+from cdc.errors import ConnectionRefused, MissingTable, OtherSystem, SlotInUse
 from cdc.options import Event, Options, Outcome, Report
 from cdc.postgres.driver import DRIVER, threat
 from cdc.postgres.protocol.lsn import Lsn
@@ -40,6 +40,7 @@ class MadeDriver:
         self.dropped: list[tuple[str, Mapping[str, Any] | None]] = []
         self.lag_or_error: Lag | Exception = Lag(bytes=1234, seconds=0.5, retained_bytes=4096)
         self.fault: Exception | None = None
+        self.absent: Exception | None = None
         self.waits_for: signal.Signals | None = None
         self.slot: str | None = "eventlog_shop"
 
@@ -57,6 +58,11 @@ class MadeDriver:
         if isinstance(self.lag_or_error, Exception):
             raise self.lag_or_error
         return self.lag_or_error
+
+    def tables(self, dsn: str, patterns: Sequence[str]) -> list[str]:
+        if self.absent is not None:
+            raise self.absent
+        return list(patterns)
 
     def copied_share(self, cursor: Mapping[str, Any]) -> float | None:
         return DRIVER.copied_share(cursor)
@@ -186,6 +192,20 @@ def test_a_fault_of_the_capture_comes_through(driver: MadeDriver, log_dir: Path)
     driver.fault = ConnectionRefused("no server", hint="start it")
     with pytest.raises(ConnectionRefused, match="no server"):
         run(capture, "--source", "shop", "--dsn", "d", "--table", "t", "--log", str(log_dir))
+
+
+def test_a_source_without_the_tables_leaves_no_log(driver: MadeDriver, log_dir: Path) -> None:
+    driver.absent = MissingTable("there is no table public.t", hint="did you mean s?")
+    args = ("--source", "shop", "--dsn", "d", "--table", "t", "--log", str(log_dir))
+    with pytest.raises(MissingTable, match="no table"):
+        run(capture, *args)
+    assert not log_dir.exists()
+    driver.absent = None
+    run(capture, *args)
+    assert log_dir.exists()
+    # What is there already is the capture's own affair: a table may have been renamed since.
+    driver.absent = MissingTable("there is no table public.t")
+    run(capture, *args)
 
 
 def test_drop_source_says_what_was_removed_and_what_stays(

@@ -17,6 +17,7 @@ from cdc.commands.doctor import doctor
 from cdc.postgres.doctor import Finding, Severity, examine, judge
 from cdc.postgres.facts import Facts, SlotFact, TableFact
 from cdc.postgres.schema.catalog import PassedOver, Table
+from cdc.postgres.schema.table_spec import TableSpec
 from cdc.postgres.server import EmbeddedServer
 from eventlog.changes.table_name import TableName
 from tests.fix_postgres import SETTINGS, WHEEL, Database, RunCli, assert_explained, bindir
@@ -285,6 +286,36 @@ def test_a_role_without_rights_is_mended_by_the_sql_that_is_printed(
         assert [f for f in found(dsn, "keyed") if f.severity is Severity.ERROR] == []
     finally:
         database.execute(f"drop table keyed; drop owned by {owner}; drop role {owner}")
+
+
+def test_grants_of_columns_are_enough_with_the_places_of_rows(
+    database: Database, plain: str
+) -> None:
+    database.execute(TABLES)
+    database.execute(
+        "alter table keyed add note text;"
+        "create table parts (id int primary key, v text) partition by range (id);"
+        "create table part partition of parts for values from (0) to (10);"
+    )
+    database.execute(f"grant select (id) on keyed to {plain}")
+    database.execute(f"grant select on parts to {plain}")
+    dsn = make_conninfo(database.dsn, user=plain)
+
+    def unreadable(*names: str) -> list[Finding]:
+        findings = examine(dsn, [TableSpec.parse(name) for name in names])
+        return [f for f in findings if "so its rows cannot be copied" in f.finding]
+
+    (finding,) = unreadable("public.keyed(id)")
+    assert "but for ctid (the places of rows, by which a table is copied" in finding.finding
+    assert finding.remedy == f"GRANT SELECT (ctid) ON public.keyed TO {plain};"
+    database.execute(finding.remedy)
+    assert unreadable("public.keyed(id)") == []
+    (rest,) = unreadable("public.keyed")
+    database.execute(rest.remedy)
+    (leaf,) = unreadable("public.parts")
+    assert leaf.remedy == f"GRANT SELECT ON public.part TO {plain};"
+    database.execute(leaf.remedy)
+    assert unreadable("public.keyed", "public.parts") == []
 
 
 def test_row_security_is_found_and_mended(database: Database, plain: str) -> None:

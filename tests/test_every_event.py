@@ -283,6 +283,9 @@ class TestOrigins:
             for place in range(len(starts) - 1):
                 names += [by_place.get(place, "")] * (starts[place + 1] - starts[place])
         assert names == ["", *[origin] * 20001, ""]
+        lines = log.stream("shop").read(start).as_json()
+        # A line names the origin where there is one.
+        assert [line.get("origin", "") for line in lines] == names
 
 
 class TestPartitions:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, cast
+
 import numpy as np
 import pytest
 
 from cdc.postgres.assembler import Assembler
 from cdc.postgres.attending.inbox import Inbox
+from cdc.postgres.attending.link import Link, Stopped
 from cdc.postgres.copy.copies import AGAIN, BEGUN, Chunk, Copies, Verdict
 from cdc.postgres.copy.placing import control_batch
 from cdc.postgres.protocol.frames import Frames, Run
@@ -197,3 +202,26 @@ def test_work_for_another_thread_is_done_in_order_and_cancelled_at_its_end() -> 
     late = inbox.put(lambda: done.append(3))
     inbox.close()
     assert late.cancelled() and inbox.put(lambda: done.append(4)).cancelled() and done == [1, 2]
+
+
+class Hasty(Future[int]):
+    """Ends right after a wait for it has timed out."""
+
+    def result(self, timeout: float | None = None) -> int:
+        if timeout is not None and not self.done():
+            self.set_result(7)
+            raise FutureTimeout
+        return super().result(timeout)
+
+
+def test_what_is_done_right_after_a_wait_timed_out_is_no_fault() -> None:
+    link = Link(cast(Any, None), lambda: False)
+    assert link.wait(Hasty()) == 7
+    late: Future[int] = Future()
+    late.cancel()
+    with pytest.raises(Stopped):
+        link.wait(late)
+    own: Future[int] = Future()
+    own.set_exception(FutureTimeout("of the work"))
+    with pytest.raises(FutureTimeout, match="of the work"):
+        link.wait(own)

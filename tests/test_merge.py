@@ -169,6 +169,18 @@ def test_a_transaction_over_many_small_batches_stays_one(engine: Engine) -> None
     assert len(merged.transactions) == 1 and merged.records >= FAN_IN
 
 
+def test_copied_rows_of_two_tables_stay_apart(fragile: Engine) -> None:
+    """Of no transaction; their codec knows the rows' table only by that of the batch."""
+    fragile.create_stream("s", "events")
+    for number in range(200):
+        batch = batch_of_one(2, b"%d" % number, time_us=number)
+        append(fragile, replace(batch, relations=((number // 3 % 2, 0),)))
+    assert {len(entry.relations) for entry in entries(fragile)} == {1}
+    assert len(entries(fragile)) < 100, "those of one table that follow each other are merged"
+    assert [record for _, record, *_ in found(fragile)] == [b"%d" % n for n in range(200)]
+    assert {v.invariant for v in check(fragile)} == {"schema"}, "which this test has none of"
+
+
 def test_merged_batches_of_a_compressed_stream_are_compressed(engine: Engine) -> None:
     engine.create_stream("s", "events", compression="zstd")
     for number in range(600):

@@ -14,9 +14,9 @@ from unittest import mock
 import pytest
 
 import eventlog
+from eventlog.changes.quantities import byte_count, duration_us
 from eventlog.engine.upkeep import retain as retention
 from eventlog.errors import OffsetOutOfRange, OffsetsDropped, UsageError
-from eventlog.quantities import byte_count, duration_us
 from tests.fix_log import HOUR_US, T0_US, MadeSource
 from tests.fix_postgres import RunCli, assert_explained
 

@@ -7,7 +7,9 @@ import sys
 import tempfile
 from decimal import Decimal
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -26,7 +28,9 @@ from eventlog.errors import (
     UsageError,
     ValueDoesNotFit,
 )
+from eventlog.snapshots.state import table_state
 from tests.fix_log import (
+    BOOL,
     INT,
     NUMERIC,
     MadeSource,
@@ -409,6 +413,85 @@ def test_pandas_that_is_not_installed_is_said_so(
     with pytest.raises(EnvironmentFault, match="pandas is not installed") as caught:
         log.snapshot("shop").table("orders").to_pandas()
     assert "eventlog-cdc[pandas]" in caught.value.hint
+
+
+def test_numpy_takes_numbers_and_names_what_is_none(log: eventlog.Log, shop: MadeSource) -> None:
+    table = shop.table(
+        "orders",
+        column("id", INT, key=True),
+        column("n", NUMERIC, typmod=(8 << 16 | 2) + 4),
+        column("paid", BOOL),
+        column("note"),
+    )
+    shop.commit(insert(table, 1, "1.50", "t", "a"), insert(table, 2, None, "f", None))
+    orders = log.snapshot("shop").table("orders")
+    features, y, ids = orders.to_numpy(["n", "id"], target="paid")
+    assert features.dtype == np.float64 and ids.tolist() == [0, 1]
+    np.testing.assert_array_equal(features, [[1.5, 1], [np.nan, 2]])
+    assert y is not None and y.tolist() == [1.0, 0.0]
+    found = orders.to_numpy(columns=["id"], target="note")
+    assert found.y is not None and found.y.tolist() == ["a", None]
+    assert orders.to_numpy(["id"]).y is None
+    assert orders.to_numpy(target="note").X.shape == (2, 3)
+    with pytest.raises(UsageError, match=r"not all columns are numbers: note \(string\)") as caught:
+        orders.to_numpy()
+    assert "columns=" in caught.value.hint
+    with pytest.raises(UnknownColumn):
+        orders.to_numpy(["id"], target="notes")
+
+
+def test_batches_are_the_table_by_pieces(
+    log: eventlog.Log, shop: MadeSource, orders: Schema
+) -> None:
+    shop.announce()
+    shop.commit(*(insert(orders, number, number, "x" * number) for number in range(10)))
+    shop.commit(update(orders, 3, 33, UNCHANGED))
+    table = log.snapshot("shop").table("orders")
+    for size in (1, 4, 10, 100):
+        pieces = list(table.to_batches(offsets=True, max_rows=size))
+        assert all(0 < piece.num_rows <= size for piece in pieces)
+        assert pa.concat_tables(pieces).equals(table.to_arrow(offsets=True))
+        texts = list(table.texts(max_rows=size))
+        assert [o for offsets, _ in texts for o in offsets.tolist()][-1] == 10
+        notes = [note for _, columns in texts for note in columns[2].to_pylist()]
+        assert notes == [b"x" * n for n in (0, 1, 2, 4, 5, 6, 7, 8, 9, 3)]
+    (nothing,) = log.snapshot("shop", at=0).table("orders").to_batches(["note"])
+    assert (nothing.num_rows, nothing.column_names) == (0, ["note"])
+    assert list(log.snapshot("shop", at=0).table("orders").texts()) == []
+    with pytest.raises(UnknownColumn):
+        table.to_batches(["notes"])
+    with pytest.raises(UsageError, match="max_rows=0"):
+        table.to_batches(max_rows=0)
+
+
+def test_events_come_by_pieces_and_as_texts(log: eventlog.Log) -> None:
+    clicks = log.stream("clicks", create=True)
+    clicks.append_many([{"é": 1.5}, b"\x00", 3], keys=["k", None, "m"])
+    table = log.snapshot("clicks").table()
+    assert [piece.num_rows for piece in table.to_batches(max_rows=2)] == [2, 1]
+    assert pa.concat_tables(table.to_batches(max_rows=2)).equals(table.to_arrow())
+    ((offsets, (times, keys, values)),) = table.texts()
+    assert offsets.tolist() == [0, 1, 2] and keys.to_pylist() == [b"k", None, b"m"]
+    assert values.to_pylist() == ['{"é": 1.5}'.encode(), b'"\\\\x00"', b"3"]
+    assert all(text.isdigit() for text in times.to_pylist())
+    (nothing,) = log.snapshot("clicks", at=0).table().to_batches()
+    assert nothing.num_rows == 0
+
+
+def test_a_table_stays_what_it_was_though_the_log_grows(
+    log: eventlog.Log, shop: MadeSource, orders: Schema
+) -> None:
+    shop.commit(insert(orders, 1, 10, "a"), insert(orders, 2, 20, "b"))
+    table = log.snapshot("shop").table("orders")
+    before = table.to_arrow()
+    shop.commit(update(orders, 1, 11, "A"), delete(orders, 2, None, None))
+    for number in range(40):  # small batches are merged meanwhile
+        shop.commit(insert(orders, 100 + number, 0, "later"))
+    assert table.to_arrow().equals(before) and table.num_rows == 2
+    with mock.patch.object(table_state, "KEEP_BYTES", 0):
+        unkept = log.snapshot("shop", at=2).table("orders")
+    shop.commit(truncate(orders))
+    assert unkept.to_arrow().equals(before)
 
 
 def test_progress_ends_at_the_whole(log: eventlog.Log, shop: MadeSource, orders: Schema) -> None:

@@ -75,6 +75,20 @@ def test_rows_whose_update_left_a_value_out_are_remembered_until_it_comes() -> N
     assert window.unfilled == set()
 
 
+def test_once_all_rows_are_placed_an_update_of_a_whole_row_lacks_nothing() -> None:
+    window = Window((0,))
+    window.see([updated(b"1", UNCHANGED)], 5)
+    window.whole = True
+    # The log has row 2, and what its update left out; of row 1 it has not.
+    moved = updated(b"8", UNCHANGED, old=(b"1", ABSENT))
+    window.see([updated(b"2", UNCHANGED), updated(b"9", UNCHANGED, old=(b"2", ABSENT)), moved], 6)
+    assert window.unfilled == {(b"8",)}
+    window.see([updated(b"8", UNCHANGED)], 7)
+    assert window.unfilled == {(b"8",)}
+    window.see([updated(b"8", b"whole"), updated(b"8", UNCHANGED)], 8)
+    assert window.unfilled == set()
+
+
 def test_a_key_that_is_stored_out_of_line_is_taken_from_the_old_row() -> None:
     window = Window((0,))
     window.see([updated(UNCHANGED, b"x", old=(b"long", ABSENT))], 5)

@@ -11,9 +11,10 @@ import pytest
 
 import cdc
 import eventlog
+from cdc.postgres import streaming
 from cdc.postgres.attending import attendant
 from cdc.requests import ask, facts
-from eventlog.errors import SnapshotRefused
+from eventlog.errors import SnapshotRefused, UnknownTable
 from tests.fix_capture import (
     assert_snapshot_equals_postgres,
     captured_in_background,
@@ -95,6 +96,47 @@ def test_a_renamed_table_that_is_taken_out_of_the_publication_is_refused_from_th
     with pytest.raises(SnapshotRefused, match="sends it no more"):
         log.snapshot("shop").table("public.b")
     assert log.snapshot("shop", at=before).table("public.b").to_arrow().num_rows == 2
+
+
+def test_a_renamed_table_is_known_by_its_new_name_before_it_changes_again(
+    database: Database, log: eventlog.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "IDLE_STORE_S", 0.1)
+    monkeypatch.setattr(attendant, "SOON_S", 0.1)
+    database.execute("create table a (id int primary key); insert into a values (1)")
+    database.execute("create table other (id int primary key)")
+    with captured_in_background(log, shop(database, "public.a", "public.other")) as running:
+        running.saw("streaming")
+        database.execute("insert into a values (2); alter table a rename to b")
+        running.saw("renamed")
+        cut = log.stream("shop").end
+        database.execute("insert into other values (1)")
+        until(lambda: log.stream("shop").end > cut, "a change of another table")
+        running.reached(wal_position(database))
+        assert_snapshot_equals_postgres(log, database, "b", "other")
+        with pytest.raises(UnknownTable):
+            log.snapshot("shop").table("public.a")
+        # What was true at an earlier cut stays so.
+        assert log.snapshot("shop", at=cut).table("public.a").to_arrow().num_rows == 2
+        with pytest.raises(UnknownTable):
+            log.snapshot("shop", at=cut).table("public.b")
+        database.execute("insert into b values (3)")
+        running.reached(wal_position(database))
+        assert_snapshot_equals_postgres(log, database, "b")
+    versions = [schema for _, schema in log.engine.schemas("shop") if schema["name"] == "b"]
+    assert len(versions) == 1, "the next change needs no version of its own"
+
+
+def test_a_capture_up_to_now_learns_a_new_name_too(database: Database, log: eventlog.Log) -> None:
+    database.execute("create table a (id int primary key); insert into a values (1)")
+    database.execute("create table other (id int primary key)")
+    source = shop(database, "public.a", "public.other")
+    source.capture(log, until="current")
+    database.execute("alter table a rename to b")
+    source.capture(log, until="current")
+    database.execute("insert into other values (1)")
+    source.capture(log, until="current")
+    assert_snapshot_equals_postgres(log, database, "b", "other")
 
 
 KILLED = """

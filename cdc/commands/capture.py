@@ -18,6 +18,7 @@ from eventlog.cli.options import json_option, log_option, open_log
 
 if TYPE_CHECKING:
     from cdc.options import Outcome
+    from eventlog import Log
 
 
 @click.command(
@@ -104,7 +105,7 @@ def capture(
     checked_name(source, kind="source")
     warn_of_dsn(ctx, dsn)
     report = JsonReport() if as_json else TextReport()
-    with open_log(log_dir, create=True) as log:
+    with _opened(log_dir, dsn, tables) as log:
         running = Source(source, dsn, tables).start(
             log,
             report=report,
@@ -121,6 +122,21 @@ def capture(
         with stopped_by_signals(running.stop), report:
             outcome = running.run()
     report.end(source, outcome, _drop_command(ctx, source, dsn, log_dir, outcome))
+
+
+def _opened(log_dir: Path, dsn: str, tables: tuple[str, ...]) -> Log:
+    """The log, which is made where there is none, once the source answers and has the tables.
+
+    So a wrong address, or a mistyped name, leaves no empty log behind.
+    """
+    from cdc.driver import driver_of
+    from eventlog.errors import NotALog
+
+    try:
+        return open_log(log_dir)
+    except NotALog:
+        driver_of(dsn).tables(dsn, tables)
+        return open_log(log_dir, create=True)
 
 
 def _drop_command(

@@ -23,7 +23,8 @@ def drop_source(ctx: click.Context, name: str, dsn: str, log_dir: Path, as_json:
     """Remove the slot and the publications of the source NAME from its server.
 
     The log keeps what was captured; the source cannot be resumed after that. Without a log, those
-    whose names derive from the source's are removed. What the user made is left alone.
+    whose names derive from the source's are removed. What the user made is left alone. A NAME that
+    neither the log nor the server knows is an error.
     """
     from cdc.driver import driver_of
     from eventlog.names import checked_name

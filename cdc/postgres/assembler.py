@@ -89,7 +89,7 @@ class Assembler:
         }
         self.reply_requested = False
         self.server_end = position
-        self.rows = 0
+        self.rows = self.whole = 0
         self.described = 0
         self.doubts: list[tuple[int, str]] = []
 
@@ -258,6 +258,7 @@ class Assembler:
         if end <= self._reached:
             raise wire.WireError(f"a transaction ends at {Lsn(end)}, behind {self._reached}")
         self._reached = Lsn(end)
+        self.whole += opened.count
         if opened.count:
             self._finish(opened, end)
         for token in opened.watermarks:
@@ -297,8 +298,7 @@ class Assembler:
         part = run.cut(low, high)
         if not self._copies.windows.keys().isdisjoint(versions):
             for relation in self._copies.windows.keys() & versions:
-                schema = self._current(relation)
-                xid = opened.begin.xid
+                schema, xid = self._current(relation), opened.begin.xid
                 self._copies.see(part, found, relation, schema, xid=xid)
         if self._gate is not None and not self._gate.relations.isdisjoint(versions):
             schemas = {relation: self._current(relation) for relation in versions}

@@ -5,19 +5,24 @@
     plan ──▶ creating ──▶ slot ──▶ copying ──▶ initial copy ──▶ streaming
                                       │ a restart finds the slot, not its snapshot
                                       └──▶ streaming; the attendant copies the rest
+
+What it waits for at the server, locks on tables and transactions that are older than the slot, has
+a limit, and ends at once when the capture is stopped.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 
-from cdc.errors import MissingTable, SlotInUse
+from cdc.errors import MissingTable, ServerError, SlotInUse, TableLocked
 from cdc.options import Event, Options, Report
-from cdc.postgres import setup
+from cdc.postgres import locks, setup
+from cdc.postgres.attending.link import Stopped
 from cdc.postgres.attending.samples import Samples
+from cdc.postgres.cancelling import cancelled_on
 from cdc.postgres.connection import Connection, connect, connect_replication
 from cdc.postgres.copy import copying
 from cdc.postgres.copy.chunks import CopyCursor
@@ -26,6 +31,7 @@ from cdc.postgres.copy.snapshot_reader import Job, Snapshot
 from cdc.postgres.copy.throttle import Throttle
 from cdc.postgres.privacy import hashing
 from cdc.postgres.privacy.hash_key import HashKey
+from cdc.postgres.protocol.libpq import CANCELLED
 from cdc.postgres.publishing import slot
 from cdc.postgres.schema.describing import describe
 from cdc.postgres.schema.observation import observe
@@ -63,7 +69,10 @@ class Beginning:
     _state: SourceState | None = field(init=False, default=None)
 
     def state(self, conn: Connection, stored: SourceState | None) -> SourceState:
-        """The state to stream from; its phase is not `streaming` where the copy was stopped."""
+        """The state to stream from; its phase is not `streaming` where the copy was stopped.
+
+        Raises Stopped where the capture was stopped before there is a slot.
+        """
         if stored is not None and self._may_go_on(conn, stored):
             text = "the last copy was cut off; what is left is copied beside the stream"
             self.report(Event(kind="warning", text=text))
@@ -72,6 +81,7 @@ class Beginning:
             self.report(Event(kind="warning", text="the last copy was cut off; it begins anew"))
             self._drop_unfinished(conn, stored)
         replication = connect_replication(self.dsn)
+        locks.limit_waiting(conn, ms=locks.BEGIN_WAIT_MS)
         try:
             state = self._new(conn, replication, stored)
         except BaseException:
@@ -92,24 +102,38 @@ class Beginning:
     def _new(
         self, conn: Connection, replication: Connection, stored: SourceState | None
     ) -> SourceState:
-        prepared = setup.plan_source(
-            conn,
-            replication,
-            self.name,
-            self.options,
-            self.report,
-            hashes=hashing.wanted(self.name, stored, self.options),
-            take_key=lambda: self._take_key(stored),
-        )
-        # Looked at before the slot is made: a change that falls between is noticed, not missed.
-        facts = observe(conn, prepared.state.relations or (), prepared.state.publications)
-        self._store(prepared.state)
-        state, created = setup.make_slot(conn, replication, prepared.state)
+        with self._stoppable(conn, replication):
+            prepared = setup.plan_source(
+                conn,
+                replication,
+                self.name,
+                self.options,
+                self.report,
+                hashes=hashing.wanted(self.name, stored, self.options),
+                take_key=lambda: self._take_key(stored),
+            )
+            # Looked at before the slot is made: a change that falls between is noticed, not missed.
+            facts = observe(conn, prepared.state.relations or (), prepared.state.publications)
+            self._store(prepared.state)
+            if self.stopped():
+                raise Stopped
+            state, created = setup.make_slot(conn, replication, prepared.state)
         observed = {oid: found.to_map() for oid, found in facts.items()}
         self._store(state, said=[tell(self.name, observed=observed)])
         if created is None or created.snapshot is None:
             return state
         return self._copied(prepared, state, created.snapshot)
+
+    @contextmanager
+    def _stoppable(self, *conns: Connection) -> Iterator[None]:
+        """Raise Stopped where the capture is stopped while these connections are waited for."""
+        try:
+            with cancelled_on(self.stopped, *conns):
+                yield
+        except ServerError as error:
+            if error.sqlstate != CANCELLED or not self.stopped():
+                raise
+            raise Stopped from error
 
     def _copied(self, prepared: Prepared, state: SourceState, snapshot_name: str) -> SourceState:
         """Copy all tables under the slot's snapshot; a stop leaves the phase `copying`."""
@@ -134,6 +158,14 @@ class Beginning:
             text = f"{job.table.table} was altered while the copy began; it is copied afterwards"
             self.report(Event(kind="warning", text=text, table=str(job.table.table)))
 
+        told: set[str] = set()
+
+        def waits(job: Job, error: TableLocked) -> None:
+            text = f"the copy of {job.table.table} waits for a lock: {error}"
+            if text not in told:
+                told.add(text)
+                self.report(Event(kind="warning", text=text, table=str(job.table.table)))
+
         whole = copying.copy_tables(
             self.dsn,
             Snapshot(name=snapshot_name, position=state.position),
@@ -145,6 +177,7 @@ class Beginning:
             store=store,
             progress=self.progress,
             rewritten=rewritten,
+            waits=waits,
             stopped=self.stopped,
         )
         if not whole:
@@ -183,7 +216,7 @@ class Beginning:
 
     def _drop_unfinished(self, conn: Connection, state: SourceState) -> None:
         deadline = time.monotonic() + HELD_SLOT_S
-        while True:
+        while not self.stopped():
             try:
                 return setup.drop_unfinished(conn, state)
             except SlotInUse:
@@ -191,6 +224,7 @@ class Beginning:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(HELD_FIRST_S)
+        raise Stopped
 
     def _take_key(self, stored: SourceState | None) -> HashKey | None:
         key = hashing.take_key(self.log, self.name, stored, self.options)

@@ -13,6 +13,7 @@ from cdc.errors import CaptureError, SlotInUse
 from cdc.options import Event, Options, Outcome, Report
 from cdc.postgres import setup
 from cdc.postgres.attending.attendant import Attendant
+from cdc.postgres.attending.link import Stopped
 from cdc.postgres.attending.samples import Samples
 from cdc.postgres.beginning import HELD_FIRST_S, HELD_SLOT_S, Beginning
 from cdc.postgres.connection import Connection, connect, connect_replication
@@ -72,6 +73,9 @@ class Capture:
             try:
                 state = self._prepare(conn, writer)
                 state = self._stream_for_ever(writer, state)
+            except Stopped:
+                # Before there was a slot: nothing is kept at the server, nothing was captured.
+                return Outcome(position=str(Lsn(0)), rows=0, slot=None)
             finally:
                 writer.close()
         finally:
@@ -232,7 +236,7 @@ class Capture:
         try:
             state = streamer.run(until, settled=lambda: attendant.at_rest)
         finally:
-            self._rows += streamer.rows
+            self._rows += streamer.changes
             attendant.stop()
         attendant.require_done(all_of_it=not self._stopping)
         return state

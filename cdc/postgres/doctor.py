@@ -196,12 +196,7 @@ def _table(facts: Facts, fact: TableFact) -> Iterator[Finding]:
             else f"GRANT {quoted(fact.owner)} TO {user};",
         )
     if not fact.usage or not fact.select:
-        usage = f"GRANT USAGE ON SCHEMA {quoted(fact.table.schema)} TO {user}; "
-        yield _error(
-            table,
-            f"may not be read by user {facts.user!r}, so its rows cannot be copied",
-            ("" if fact.usage else usage) + f"GRANT SELECT ON {table} TO {user};",
-        )
+        yield _unreadable(facts, fact)
     elif fact.row_security:
         yield _error(
             table,
@@ -222,6 +217,25 @@ def _table(facts: Facts, fact: TableFact) -> Iterator[Finding]:
             "is partitioned: truncating, dropping or detaching one partition is not captured",
             "delete the rows first, or capture the table anew afterwards",
         )
+
+
+def _unreadable(facts: Facts, fact: TableFact) -> Finding:
+    """A table whose rows cannot be copied for want of privileges, and the SQL that grants them."""
+    table, user = str(fact.table.table), quoted(facts.user)
+    grants = [] if fact.usage else [f"GRANT USAGE ON SCHEMA {quoted(fact.table.schema)} TO {user};"]
+    if not fact.lacking:
+        if not fact.select:
+            grants.append(f"GRANT SELECT ON {table} TO {user};")
+        said = f"may not be read by user {facts.user!r}, so its rows cannot be copied"
+        return _error(table, said, " ".join(grants))
+    for name, columns in fact.lacking:
+        listed = "" if columns == ("*",) else f" ({_listing(columns)})"
+        grants.append(f"GRANT SELECT{listed} ON {name} TO {user};")
+    missing = list(dict.fromkeys(c for _, columns in fact.lacking for c in columns if c != "*"))
+    why = " (the places of rows, by which a table is copied in parts)" if "ctid" in missing else ""
+    what = f"{_listing(missing)}{why}" if missing else "some of its partitions"
+    said = f"may be read by user {facts.user!r} but for {what}, so its rows cannot be copied"
+    return _error(table, said, " ".join(grants))
 
 
 def _stored(fact: TableFact) -> Finding:

@@ -6,10 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cdc.driver import Lag
-from cdc.errors import CaptureError
+from cdc.errors import CaptureError, SlotMissing
 from cdc.options import Options, Report
 from cdc.postgres.capture import Capture
-from cdc.postgres.connection import connect, connect_replication, has_password_in_text
+from cdc.postgres.connection import (
+    Connection,
+    connect,
+    connect_replication,
+    has_password_in_text,
+)
 from cdc.postgres.publishing import publication, slot
 from cdc.postgres.publishing.slot import SlotState
 from cdc.postgres.schema import catalog
@@ -31,7 +36,8 @@ class PostgresDriver:
 
         Without a `state` (the log is gone), those whose names derive from the source's. A slot or
         publication that the user named is left alone. Raises OtherSystem where another cluster
-        than the captured one answers: its slot of the same name is not ours.
+        than the captured one answers: its slot of the same name is not ours; SlotMissing where
+        neither the log nor the server knows the source.
         """
         if state is None:
             slots = [slot.slot_name(name)]
@@ -57,6 +63,9 @@ class PostgresDriver:
                     f"{error} (removed before: {', '.join(dropped)})", hint=error.hint
                 ) from error
             raise
+        else:
+            if state is None and not dropped:
+                raise _unknown(conn, name)
         finally:
             conn.close()
         return dropped
@@ -126,6 +135,18 @@ def _require_system(dsn: str, known: SourceState) -> ServerIdentity:
         replication.close()
     require_same_system(known, server)
     return server
+
+
+def _unknown(conn: Connection, name: str) -> SlotMissing:
+    """The error for a source that left nothing at the server, and that the log does not know."""
+    found = slot.names_like_ours(conn)
+    known = (
+        f"slots that look like ours there: {', '.join(found)}" if found else "it has no such slot"
+    )
+    return SlotMissing(
+        f"the server holds no slot and no publication of a source {name!r}, and the log knows none",
+        hint=f"check the name, the database and --log; {known}",
+    )
 
 
 def threat(state: SourceState, found: SlotState | None) -> str | None:

@@ -35,8 +35,11 @@ class SlotFact:
 class TableFact:
     """What the present role may do with a table, and what of it would be stored.
 
-    `candidate` could serve as replica identity. Of the table's columns a hash is stored for
-    `hashed`, and nothing for `left_out`. `refusal`: why its list of columns cannot be published.
+    `select`: it may read all that a copy reads, by a grant of the table or of columns. Where it may
+    read a part, `lacking` has the other columns by relation, partitions' too, `ctid` among them, by
+    which a table is copied in parts; `*` for all of a relation. `candidate` could serve as replica
+    identity. Of the table's columns a hash is stored for `hashed`, and nothing for `left_out`.
+    `refusal`: why its list of columns cannot be published.
     """
 
     table: Table
@@ -50,6 +53,7 @@ class TableFact:
     hashed: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     refusal: CaptureError | None = None
+    lacking: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +182,7 @@ select slot_name, wal_status,
 
 _TABLES = """
 select c.oid::int8, o.rolname, o.rolsuper, pg_has_role(c.relowner, 'usage'),
-       has_schema_privilege(c.relnamespace, 'usage'), has_table_privilege(c.oid, 'select'),
+       has_schema_privilege(c.relnamespace, 'usage'),
        (c.relrowsecurity and not r.rolsuper and not r.rolbypassrls
            and (c.relforcerowsecurity or not pg_has_role(c.relowner, 'usage'))),
        (select x.relname from pg_index i join pg_class x on x.oid = i.indexrelid
@@ -200,6 +204,44 @@ select attrelid::int8, array_agg(attname::text order by attnum)
 """
 
 
+# What a copy reads: the rows' places in each leaf, and columns there and in the root.
+_READABLE = """
+with recursive tree as (
+    select oid as root, oid from pg_class where oid = any(%s)
+    union all
+    select t.root, i.inhrelid from tree t join pg_inherits i on i.inhparent = t.oid
+      join pg_class c on c.oid = i.inhrelid and c.relispartition
+)
+select t.root::int8, n.nspname, c.relname, a.attname,
+       has_column_privilege(c.oid, a.attnum, 'select')
+  from tree t join pg_class c on c.oid = t.oid join pg_namespace n on n.oid = c.relnamespace
+  join pg_attribute a on a.attrelid = c.oid and not a.attisdropped
+   and (a.attnum > 0 or (a.attnum = -1 and c.relkind = 'r'))
+ order by t.root, t.oid, a.attnum
+"""
+
+
+def _lacking(conn: Connection, tables: dict[int, Table]) -> dict[int, dict[str, list[str]]]:
+    """By table and relation, which of the columns that a copy reads the role may not read.
+
+    A relation of which nothing may be read has the one entry `*`.
+    """
+    with translated("reading the privileges on the columns"):
+        rows = conn.execute(_READABLE, [list(tables)]).fetchall()
+    wanted: dict[tuple[int, str], list[tuple[str, bool]]] = {}
+    for root, schema, name, column, readable in rows:
+        if column == "ctid" or column in tables[root].columns:
+            table = str(TableName(schema=schema, name=name))
+            wanted.setdefault((root, table), []).append((column, readable))
+    found: dict[int, dict[str, list[str]]] = {}
+    for (root, table), columns in wanted.items():
+        closed = [column for column, readable in columns if not readable]
+        if closed:
+            whole = len(closed) == len(columns)
+            found.setdefault(root, {})[table] = ["*"] if whole else closed
+    return found
+
+
 def _table_facts(
     conn: Connection, tables: dict[int, Table], hashes: Sequence[str]
 ) -> tuple[TableFact, ...]:
@@ -208,9 +250,12 @@ def _table_facts(
         rows = conn.execute(_TABLES, [list(tables)]).fetchall()
         columns: dict[int, list[str]] = dict(conn.execute(_COLUMNS, [list(tables)]).fetchall())
     identities = column_list.identities(conn, list(tables))
+    closed = _lacking(conn, tables)
     facts = []
-    for oid, owner, superuser, owned, usage, select, row_security, candidate in rows:
+    for oid, owner, superuser, owned, usage, row_security, candidate in rows:
         table = tables[oid]
+        lacking = closed.get(oid, {})
+        whole = lacking == {str(table.table): ["*"]}
         facts.append(
             TableFact(
                 table=table,
@@ -218,7 +263,7 @@ def _table_facts(
                 owner_is_superuser=superuser,
                 owned=owned,
                 usage=usage,
-                select=select,
+                select=not lacking,
                 row_security=row_security,
                 candidate=None if candidate is None else _quoted(conn, candidate),
                 hashed=tuple(c for c in table.columns if _any(columns_to_hash, table, c)),
@@ -228,6 +273,9 @@ def _table_facts(
                     identities.get(oid, column_list.NO_IDENTITY),
                     version=conn.info.server_version,
                 ),
+                lacking=()
+                if whole
+                else tuple((name, tuple(columns)) for name, columns in lacking.items()),
             )
         )
     return tuple(sorted(facts, key=lambda fact: (fact.table.schema, fact.table.name)))

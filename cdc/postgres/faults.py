@@ -157,6 +157,10 @@ _STATES: dict[str, tuple[type[CaptureError], str]] = {
     "42501": (errors.PermissionMissing, "a DBA must grant the role what is missing"),
     "53300": (errors.TooManyConnections, "raise max_connections, or close sessions that idle"),
     "55006": (errors.SlotInUse, "stop the process that uses it, or choose another name"),
+    "55P03": (
+        errors.TableLocked,
+        "wait for the end of the transaction that holds the lock, or end it",
+    ),
     "57P01": (errors.ConnectionLost, "an administrator ended the session, or the server stopped"),
     "57P02": (errors.ConnectionLost, "the server crashed and recovers; its log tells why"),
     "57P03": (errors.ServerStarting, "wait until the server accepts connections"),

@@ -19,12 +19,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 
+from cdc.postgres.pgoutput_split import Amiss, by_relation, found_at, split_rows
 from cdc.postgres.protocol import wire
 from cdc.postgres.protocol.messages import LogicalMessage, Truncate
-from cdc.postgres.values.text_codec import TextCodec
+from cdc.postgres.values.text_codec import TextCodec, is_worth_arrays
 from eventlog.changes.change import ABSENT, UNCHANGED, Op, RawChange, Text
 from eventlog.changes.codec import ChangeCodec
 from eventlog.changes.schema import Schema
+from eventlog.changes.split import Split, SplitPayload, split_changes
+from eventlog.engine.payload import Payload
 from eventlog.errors import DamagedLog
 
 _TEXT, _NULL, _UNCHANGED = b"tnu"
@@ -40,6 +43,35 @@ class PgoutputCodec(TextCodec):
 
     id = 3
     name = "pgoutput"
+
+    def split(
+        self, payload: Payload, slots: Sequence[int], schemas: dict[int, Schema]
+    ) -> SplitPayload:
+        """Find every value of the records at `slots`, across rows (D3).
+
+        Raises DamagedLog as `decode` does. REQUIRES: `slots` ascend.
+        """
+        if is_worth_arrays(rows=len(slots), size=len(payload.data)):
+            try:
+                return self._split(payload, slots, schemas)
+            except Amiss:
+                pass  # Now the row decoder shall say what is wrong.
+        return split_changes(self.decode(payload.records(slots), slots, schemas), schemas)
+
+    def _split(
+        self, payload: Payload, slots: Sequence[int], schemas: dict[int, Schema]
+    ) -> SplitPayload:
+        rows: list[Split] = []
+        rare: list[RawChange] = []
+        for schema, found in by_relation(found_at(payload, slots), schemas):
+            if schema is not None and is_worth_arrays(rows=len(found.slots), size=found.size):
+                rows.append(split_rows(found, schema))
+                continue
+            few = found.slots.tolist()
+            one_by_one = split_changes(self.decode(payload.records(few), few, schemas), schemas)
+            rows += one_by_one.rows
+            rare += one_by_one.rare
+        return SplitPayload(rows=rows, rare=rare)
 
     def decode(
         self,

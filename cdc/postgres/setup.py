@@ -9,8 +9,9 @@ from typing import Any
 
 import psycopg
 
-from cdc.errors import CaptureError, SlotExists, SlotMissing
+from cdc.errors import CaptureError, SlotExists, SlotMissing, TableLocked
 from cdc.options import Event, Options, Report
+from cdc.postgres import locks
 from cdc.postgres.assembler import OWN_PREFIX
 from cdc.postgres.connection import Connection, connect
 from cdc.postgres.faults import failed
@@ -95,7 +96,10 @@ def plan_source(
         )
     key = take_key()
     if options.publication is None:
-        publication.ensure_both(conn, name, tables)
+        try:
+            publication.ensure_both(conn, name, tables)
+        except TableLocked as error:
+            raise locks.explained(conn, error, [table.oid for table in tables]) from error
     warn_inserts_only(tables, report)
     state = SourceState(
         phase=Phase.CREATING,

@@ -9,7 +9,7 @@ from cdc.options import Options
 from cdc.postgres.attending.samples import Samples
 from cdc.postgres.connection import Connection
 from cdc.postgres.copy.chunks import CopyCursor
-from cdc.postgres.copy.copies import AGAIN, Copies, is_begun
+from cdc.postgres.copy.copies import AGAIN, Copies, is_begun, is_whole
 from cdc.postgres.copy.window import Window
 from cdc.postgres.privacy import hashing
 from cdc.postgres.privacy.gate import Gate
@@ -68,6 +68,7 @@ def taken_up(engine: Engine, name: str, state: SourceState, book: SchemaBook, ga
             else:
                 copies.track(schema)
                 _fill(engine, name, copies.windows[relation], schema, cursor)
+                copies.windows[relation].whole = is_whole(cursor)
         copies.cursors[relation] = cursor
     return copies
 

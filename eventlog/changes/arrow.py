@@ -12,8 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from eventlog.changes.change import Marker, Text
 from eventlog.changes.schema import Column, Schema
+from eventlog.changes.split import IS_UNCHANGED, Texts
 from eventlog.errors import EnvironmentFault, UnknownColumn, UsageError, ValueDoesNotFit
 
 if TYPE_CHECKING:
@@ -67,14 +71,15 @@ def require_columns(schema: Schema, names: Iterable[str]) -> None:
 def change_table(
     codec: Any,
     schema: Schema,
-    rows: Sequence[tuple[Text, ...] | None],
+    columns: Sequence[Texts | None],
     *,
-    offsets: Sequence[int],
+    offsets: Sequence[int] | npt.NDArray[np.int64],
     conversion: Conversion,
     head: Iterable[tuple[str, pa.Array]] = (),
 ) -> pa.Table:
-    """Convert rows of one schema version; a row that is None has nulls alone.
+    """Convert the columns of rows of one schema version, one for each of the schema.
 
+    A column that `conversion` does not choose may be None. `offsets` are the rows', for errors.
     Columns of `head` come first. Raises ValueDoesNotFit, UnknownColumn, UsageError.
     """
     import pyarrow as pa
@@ -86,21 +91,63 @@ def change_table(
         arrays.append(array)
     for place, column in chosen_columns(schema, conversion.columns):
         target = _target(codec, schema, column, conversion.cast.get(column.name))
-        texts: list[Text] = [None if row is None else row[place] for row in rows]
-        array, bad = codec.arrow_array(schema, column, texts, target)
-        if Marker in set(map(type, texts)):
-            unchanged = (i for i, text in enumerate(texts) if text is Marker.UNCHANGED)
-            bad = sorted({*bad, *unchanged})
-        if bad and conversion.unfit == "raise":
-            raise _misfit(schema, column, texts[bad[0]], offsets[bad[0]], target)
+        texts = columns[place]
+        assert texts is not None
+        array, bad = _converted(codec, schema, column, texts, target)
+        if len(bad) and conversion.unfit == "raise":
+            raise _misfit(schema, column, texts.text(int(bad[0])), int(offsets[bad[0]]), target)
         metadata = {TYPE_NAME: codec.type_name(schema, column).encode()}
-        if bad:
+        if len(bad):
             metadata[UNFIT] = str(len(bad)).encode()
         fields.append(pa.field(column.name, target, metadata=metadata))
         arrays.append(array)
-    if not fields:  # a table of no columns has rows, whose number only this way is kept
-        return pa.table({"": pa.nulls(len(rows))}).select([])
+    if not fields:
+        return _bare(len(offsets))
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _converted(
+    codec: Any, schema: Schema, column: Column, texts: Texts, target: pa.DataType
+) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """One column as Arrow, and the places that hold null for want of a value that fits."""
+    array, found = codec.arrow_array(schema, column, texts, target)
+    bad = np.asarray(found, np.int64)
+    unchanged = np.flatnonzero(texts.lengths == IS_UNCHANGED)
+    return array, np.union1d(bad, unchanged) if len(unchanged) else bad
+
+
+def stacked(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables of `change_table` with the same columns, one behind the other.
+
+    What did not fit adds up. REQUIRES: there is a table.
+    """
+    import pyarrow as pa
+
+    if len(tables) == 1:
+        return tables[0]
+    if not tables[0].num_columns:
+        return _bare(sum(table.num_rows for table in tables))
+    unfit: dict[str, int] = {}
+    for table in tables:
+        for name, count in unfit_counts(table).items():
+            unfit[name] = unfit.get(name, 0) + count
+    whole = pa.concat_tables(tables)
+    fields = [
+        known if known.name not in unfit else _with_unfit(known, unfit[known.name])
+        for known in whole.schema
+    ]
+    return pa.Table.from_arrays(whole.columns, schema=pa.schema(fields))
+
+
+def _bare(rows: int) -> pa.Table:
+    """A table of no columns, whose number of rows only this way is kept."""
+    import pyarrow as pa
+
+    return pa.table({"": pa.nulls(rows)}).select([])
+
+
+def _with_unfit(known: pa.Field, count: int) -> pa.Field:
+    return known.with_metadata({**(known.metadata or {}), UNFIT: str(count).encode()})
 
 
 def unfit_counts(table: pa.Table) -> dict[str, int]:
@@ -109,7 +156,7 @@ def unfit_counts(table: pa.Table) -> dict[str, int]:
     return {name: int(count) for name, count in counts if count is not None}
 
 
-def times_array(microseconds: Sequence[int]) -> pa.Array:
+def times_array(microseconds: Sequence[int] | npt.NDArray[np.int64]) -> pa.Array:
     """Times in µs since 1970 UTC as timestamps."""
     import pyarrow as pa
 

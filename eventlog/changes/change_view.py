@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from eventlog.changes.arrow import Conversion, change_table, times_array
-from eventlog.changes.change import Change, Op, Text
+from eventlog.changes.arrow import Conversion, stacked
+from eventlog.changes.change import Change
 from eventlog.changes.codec import codec
 from eventlog.changes.decoding import Decoder, Located
-from eventlog.changes.fold import Filler, moved_row
+from eventlog.changes.fold import Filler
 from eventlog.changes.reading import Selection, pieces
+from eventlog.changes.runs import ChangeRun, ItemRun
 from eventlog.changes.schema import Schema
 from eventlog.changes.schemas import SchemaHistory
+from eventlog.changes.shown import CONTROL, ArrowTables, groups
 from eventlog.engine import Engine
 from eventlog.engine.scan import Damaged
 from eventlog.errors import UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-CONTROL = 1
 
 
 class ChangeView:
@@ -52,46 +52,48 @@ class ChangeView:
         self._fill = fill
         self._decoder = Decoder(columns=columns)
 
-    def items(self, start: int, stop: int) -> Iterator[Located]:
+    def runs(self, start: int, stop: int) -> Iterator[ChangeRun | ItemRun[Located]]:
         """Walk the selected changes."""
         if not self._fill:
-            return self._located(start, stop)
+            return self._read(start, stop)
         low, _ = self._engine.bounds(self._history.stream)
         return self._filled(low, start, stop)
 
-    def version(self, item: Located) -> Schema | None:
-        return item.schema
+    def items(self, start: int, stop: int) -> Iterator[Located]:
+        """Walk the selected changes one by one."""
+        return _items(self.runs(start, stop))
 
-    def record(self, item: Located) -> Change:
-        return self._decoder.change(item)
+    def records(self, runs: Iterable[ChangeRun | ItemRun[Located]]) -> Iterator[Change]:
+        """The changes with Python values."""
+        return map(self._decoder.change, _items(runs))
 
-    def json(self, item: Located) -> dict[str, Any]:
-        return self._decoder.json(item)
+    def json(self, runs: Iterable[ChangeRun | ItemRun[Located]]) -> Iterator[dict[str, Any]]:
+        """The changes as lines of `read --json` have them."""
+        return map(self._decoder.json, _items(runs))
 
     def arrow(
-        self, items: list[Located], stop: int, conversion: Conversion, *, own: bool
+        self,
+        runs: Iterable[ChangeRun | ItemRun[Located]],
+        stop: int,
+        conversion: Conversion,
+        *,
+        own: bool,
     ) -> pa.Table:
-        import pyarrow as pa
-
-        target = self._target(items, stop, own=own)
+        """The changes as an Arrow table; of filled ones, row by row."""
+        if own or self._table is None:
+            runs = list(runs)
+            target = self._target(runs, stop, own=own)
+        else:
+            target = self._table
         columns = self._columns
         if columns is not None and own:
             columns = [name for name in columns if name in target.names]
-        head = [
-            ("_offset", pa.array([item.offset for item in items], pa.int64())),
-            ("_op", pa.array([str(item.raw.op) for item in items], pa.string())),
-            ("_time", times_array([item.moment.time_us for item in items])),
-        ]
-        return change_table(
-            self._codec(items),
-            target,
-            [_row(item, target) for item in items],
-            offsets=[item.offset for item in items],
-            conversion=replace(conversion, columns=columns),
-            head=head,
+        tables = ArrowTables(
+            target, replace(conversion, columns=columns), codec_of=self._source_codec
         )
+        return stacked([tables.of(group) for group in groups(runs)] or [tables.of([])])
 
-    def _located(self, start: int, stop: int) -> Iterator[Located]:
+    def _read(self, start: int, stop: int) -> Iterator[ChangeRun]:
         found = pieces(
             self._engine,
             self._history,
@@ -101,21 +103,26 @@ class ChangeView:
             damaged=self._damaged,
         )
         for piece in found:
-            moments, schemas, reader = piece.moments(), piece.schemas, piece.codec
-            for offset, raw in piece.changes():
-                schema = None if raw.relation is None else schemas[raw.relation]
-                yield Located(offset, raw, schema, reader, moments[raw.slot])
+            run = ChangeRun.of(piece)
+            if len(run):
+                yield run
 
-    def _filled(self, low: int, start: int, stop: int) -> Iterator[Located]:
+    def _filled(self, low: int, start: int, stop: int) -> Iterator[ItemRun[Located]]:
         filler = Filler()
-        for item in self._located(low, stop):
-            raw = filler.apply(item.offset, item.raw, item.schema)
-            if item.offset >= start:
-                yield item if raw is item.raw else item._replace(raw=raw)
+        for run in self._read(low, stop):
+            filled = []
+            for item in run.located():
+                raw = filler.apply(item.offset, item.raw, item.schema)
+                if item.offset >= start:
+                    filled.append(item if raw is item.raw else item._replace(raw=raw))
+            if filled:
+                yield ItemRun(items=filled, version=_version)
 
-    def _target(self, items: list[Located], stop: int, *, own: bool) -> Schema:
+    def _target(
+        self, runs: Sequence[ChangeRun | ItemRun[Located]], stop: int, *, own: bool
+    ) -> Schema:
         """The schema version that the Arrow columns follow."""
-        found = {item.schema.relation: item.schema for item in items if item.schema is not None}
+        found = {s.relation: s for run in runs for _, s in run.versions()}
         if own and len(found) == 1:
             return next(iter(found.values()))
         if self._table is not None:
@@ -131,11 +138,17 @@ class ChangeView:
             hint="name one with table=",
         )
 
-    def _codec(self, items: list[Located]) -> Any:
-        for item in items:
-            if item.codec.id != CONTROL:
-                return item.codec
+    def _source_codec(self) -> Any:
         return source_codec(self._engine, self._history)
+
+
+def _items(runs: Iterable[ChangeRun | ItemRun[Located]]) -> Iterator[Located]:
+    for run in runs:
+        yield from run.located() if isinstance(run, ChangeRun) else run.items
+
+
+def _version(item: Located) -> Schema | None:
+    return item.schema
 
 
 def source_codec(engine: Engine, history: SchemaHistory) -> Any:
@@ -155,11 +168,3 @@ def source_codec(engine: Engine, history: SchemaHistory) -> Any:
         f"stream {history.stream!r} holds no row yet, so the types of its tables are not known",
         hint="capture some changes first",
     )
-
-
-def _row(item: Located, target: Schema) -> tuple[Text, ...] | None:
-    raw = item.raw
-    row = raw.old if raw.op is Op.DELETE else raw.new
-    if row is None or item.schema is None or item.schema is target:
-        return row
-    return moved_row(row, item.schema, target)

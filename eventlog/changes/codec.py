@@ -11,9 +11,9 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from eventlog.changes.change import RawChange, Text
+from eventlog.changes.change import RawChange
 from eventlog.changes.schema import Column, Schema
-from eventlog.changes.split import SplitPayload
+from eventlog.changes.split import SplitPayload, Texts
 from eventlog.engine.payload import Payload
 from eventlog.errors import CodecNotInstalled
 
@@ -72,11 +72,12 @@ class ChangeCodec(Codec, Protocol):
         ...
 
     def arrow_array(
-        self, schema: Schema, column: Column, texts: Sequence[Text], target: pa.DataType
+        self, schema: Schema, column: Column, texts: Texts, target: pa.DataType
     ) -> tuple[pa.Array, list[int]]:
         """Convert texts to `target`, and name the places whose value does not fit it.
 
-        Markers become null. Places that do not fit hold null; the caller raises or counts.
+        Nothings become null. Places that do not fit, ascending, hold null as well; the caller
+        raises or counts. More bytes than one array holds come as a ChunkedArray.
         """
         ...
 

@@ -66,6 +66,8 @@ class Decoder:
             "position": position,
             "time": time.isoformat(),
         }
+        if located.moment.origin:
+            line["origin"] = located.moment.origin
         if raw.new is not None and row is not None:
             unchanged = [name for name, value in row.items() if value is UNCHANGED]
             if unchanged:
@@ -152,7 +154,15 @@ class _RowDecoder:
 
 def json_line(record: dict[str, Any]) -> str:
     """One line of JSON, without its end."""
-    return json.dumps(record, ensure_ascii=False, allow_nan=False)
+    return _LINES.encode(record)
+
+
+def json_text(value: Any) -> str:
+    """A stored value as JSON text: `json_line` of its `json_value`."""
+    try:
+        return _VALUES.encode(value)
+    except ValueError:  # NaN or ∞ somewhere inside
+        return json_line(json_value(value))
 
 
 def json_value(value: Any) -> Any:
@@ -168,6 +178,10 @@ def json_value(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: json_value(item) for name, item in value.items()}
     return value
+
+
+_LINES = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+_VALUES = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=json_value)
 
 
 def _mapping_key(schema: Schema | None, key: Any) -> Any:

@@ -12,6 +12,9 @@ neither              nothing: every row that came stays, until a truncate
 UNCHANGED values are filled from the row's own earlier version, or from the old row that the source
 sent with the change. Under a new schema version every row moves to the new columns, a column that
 it lacks taking the column's fast default, or NULL.
+
+This goes record by record, and defines what a state is: reads that fill values use it, and
+snapshots, which find the state by whole columns, are held to it.
 """
 
 from __future__ import annotations

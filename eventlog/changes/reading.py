@@ -6,7 +6,7 @@ over unread; control records that concern every table (`data_loss`) are always r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -30,11 +30,15 @@ Selection: TypeAlias = Callable[[Schema], bool]
 
 
 class Moment(NamedTuple):
-    """A record's transaction as the index has it: two words that its codec writes, and the time."""
+    """A record's transaction as the index has it: two words that its codec writes, and the time.
+
+    `origin` names the server that it was replicated to the source from; empty where it began there.
+    """
 
     tx: int
     position: int
     time_us: int
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +51,8 @@ class Piece:
     codec: Any
     schemas: dict[int, Schema]
     relations: frozenset[int] | None
-    slots: list[int]
-    offsets: list[int]
+    slots: Sequence[int]
+    offsets: Sequence[int]
 
     def changes(self) -> Iterator[tuple[int, RawChange]]:
         """The selected records with their offsets. Raises DamagedLog, naming the place."""
@@ -90,16 +94,41 @@ class Piece:
     def offset_of_slot(self) -> npt.NDArray[np.int64]:
         """By slot of the payload, the offset; -1 where the slot has none that is read here."""
         found = np.full(len(self.payload.ends), -1, np.int64)
-        found[self.slots] = self.offsets
+        slots, offsets = self.slots, self.offsets
+        count = len(slots)
+        if count and slots[-1] - slots[0] == offsets[-1] - offsets[0] == count - 1:
+            found[slots[0] : slots[-1] + 1] = np.arange(offsets[0], offsets[-1] + 1)
+        else:
+            found[slots] = offsets
         return found
 
-    def moments(self) -> list[Moment]:
-        """The moment of each slot of the payload, the selected ones and the others."""
-        transactions = self.entry.transactions
-        columns = (transactions.tx, transactions.position, transactions.time)
+    def times(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The times of these slots of the payload, in µs since 1970 UTC."""
+        return self.entry.transactions.time[self._transactions(slots)]
+
+    def moments(self, slots: npt.NDArray[np.int64] | None = None) -> list[Moment]:
+        """The moments of these slots of the payload, which ascend; of all slots for None."""
+        if slots is None:
+            slots = np.arange(len(self.payload.ends))
+        if not len(slots):
+            return []
+        found = self._transactions(slots)
+        low, stop = int(found[0]), int(found[-1]) + 1
+        of = self.entry.transactions
+        columns = (of.tx[low:stop], of.position[low:stop], of.time[low:stop])
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        found = [Moment(*row) for row in rows]
-        return [found[place] for place in self.entry.slot_transactions().tolist()]
+        moments = [Moment(*row) for row in rows]
+        for place, origin in self.entry.more.get("origins", ()):
+            if low <= place < stop:
+                moments[place - low] = moments[place - low]._replace(origin=origin)
+        return [moments[place] for place in (found - low).tolist()]
+
+    def _transactions(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The places of their transactions in the entry's."""
+        found: npt.NDArray[np.int64] = np.searchsorted(
+            self.entry.transactions.first, slots, side="right"
+        )
+        return found - 1
 
 
 def _is_selected(raw: RawChange, relations: frozenset[int]) -> bool:
@@ -114,9 +143,11 @@ def pieces(
     *,
     selection: Selection | None = None,
     damaged: Damaged | None = None,
+    holds: Callable[[int, int], bool] | None = None,
 ) -> Iterator[Piece]:
     """Walk `[start, stop)` of a captured stream, in order.
 
+    Entries without an offset that `holds` are passed over unread: it is asked for `[start, stop)`.
     Raises DamagedLog, unless `damaged` is told instead, or CodecNotInstalled when it comes to such
     a payload.
     """
@@ -130,6 +161,8 @@ def pieces(
         return found
 
     def wanted(entry: IndexEntry) -> bool:
+        if holds is not None and not holds(entry.first_offset, entry.stop):
+            return False
         if selection is None or not entry.relations:
             return True
         return any(is_chosen(schema_id) for _, schema_id in entry.relations)

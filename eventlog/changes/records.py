@@ -1,15 +1,17 @@
 """Records: a range of a stream, read lazily, one by one or in batches.
 
-Captured and event streams differ in what an item is and how it is shown; a `View` knows that.
+Captured and event streams differ in what is read at once and how it is shown; a `View` knows that.
+Batches are cut out of what was read, wherever they close (see `runs`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from eventlog.changes.arrow import Conversion, Unfit, frame
 from eventlog.changes.decoding import json_line
+from eventlog.changes.runs import Run
 from eventlog.errors import DamagedLog, UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 BATCH_ROWS = 10_000
 """Records in a batch where the caller names no number: some MB, whatever the range."""
 
-Item = TypeVar("Item", bound=tuple[Any, ...])
+R = TypeVar("R", bound=Run)
 Record = TypeVar("Record", covariant=True)
 
 
@@ -44,51 +46,48 @@ class Damages:
             self.found.append(damage)
 
 
-class View(Protocol[Item, Record]):
-    """How the records of one stream are selected and shown. An item begins with its offset."""
+class View(Protocol[R, Record]):
+    """How the records of one stream are selected and shown."""
 
-    def items(self, start: int, stop: int) -> Iterator[Item]:
-        """Walk the selected records of `[start, stop)`."""
+    def runs(self, start: int, stop: int) -> Iterator[R]:
+        """Walk the selected records of `[start, stop)`; a run has one version of each table."""
         ...
 
-    def version(self, item: Item) -> Schema | None:
-        """The schema version whose change closes a batch; None for records of no table."""
+    def records(self, runs: Iterable[R]) -> Iterator[Record]:
+        """The records as Changes or Events."""
         ...
 
-    def record(self, item: Item) -> Record:
-        """The item as a Change or an Event."""
+    def json(self, runs: Iterable[R]) -> Iterator[dict[str, Any]]:
+        """The records as lines of `read --json` have them."""
         ...
 
-    def json(self, item: Item) -> dict[str, Any]:
-        """The item as one line of `read --json` has it."""
-        ...
-
-    def arrow(self, items: list[Item], stop: int, conversion: Conversion, *, own: bool) -> pa.Table:
-        """The items as an Arrow table, by their own schema version, else by that at `stop`."""
+    def arrow(self, runs: Iterable[R], stop: int, conversion: Conversion, *, own: bool) -> pa.Table:
+        """The records as an Arrow table, by their own schema version, else by that at `stop`."""
         ...
 
 
-class Batch(Generic[Item, Record]):
+class Batch(Generic[R, Record]):
     """Some records of `[start, stop)` of a stream: all of that range that were asked for."""
 
     def __init__(
-        self, view: View[Item, Record], stream: str, start: int, stop: int, items: list[Item]
+        self, view: View[R, Record], stream: str, start: int, stop: int, runs: Sequence[R]
     ) -> None:
         self.stream = stream
         self.start = start
         self.stop = stop
         self._view = view
-        self._items = items
+        self._runs = runs
+        self._rows = sum(map(len, runs))
 
     def __len__(self) -> int:
-        return len(self._items)
+        return self._rows
 
     def __iter__(self) -> Iterator[Record]:
-        return map(self._view.record, self._items)
+        return self._view.records(self._runs)
 
     def as_json(self) -> Iterator[dict[str, Any]]:
         """The records as JSON values, the fields of `read --json`."""
-        return map(self._view.json, self._items)
+        return self._view.json(self._runs)
 
     def json_lines(self) -> Iterator[str]:
         """The records as lines of JSON, without line ends."""
@@ -104,7 +103,7 @@ class Batch(Generic[Item, Record]):
         UsageError where the batch has records of several tables.
         """
         conversion = Conversion(cast=cast or {}, unfit=unfit)
-        return self._view.arrow(self._items, self.stop, conversion, own=True)
+        return self._view.arrow(self._runs, self.stop, conversion, own=True)
 
     def to_pandas(self) -> Any:
         """A pandas DataFrame of `to_arrow()`."""
@@ -114,7 +113,7 @@ class Batch(Generic[Item, Record]):
         return f"<Batch [{self.start}, {self.stop}) of {self.stream!r}, {len(self)} records>"
 
 
-class Records(Generic[Item, Record]):
+class Records(Generic[R, Record]):
     """The records of `[start, stop)`: nothing is read before it is iterated, which may be repeated.
 
     A range may hold fewer records than offsets. `damaged` lists what the iterations so far passed
@@ -123,7 +122,7 @@ class Records(Generic[Item, Record]):
 
     def __init__(
         self,
-        view: View[Item, Record],
+        view: View[R, Record],
         stream: str,
         start: int,
         stop: int,
@@ -137,9 +136,9 @@ class Records(Generic[Item, Record]):
         self._view = view
 
     def __iter__(self) -> Iterator[Record]:
-        return map(self._view.record, self._view.items(self.start, self.stop))
+        return self._view.records(self._view.runs(self.start, self.stop))
 
-    def batches(self, max_rows: int | None = None) -> Iterator[Batch[Item, Record]]:
+    def batches(self, max_rows: int | None = None) -> Iterator[Batch[R, Record]]:
         """Batches of at most `max_rows` records, closed at a change of schema."""
         rows = BATCH_ROWS if max_rows is None else max_rows
         found = gather(self._view, self.stream, self.start, self.stop, max_rows=rows)
@@ -147,7 +146,7 @@ class Records(Generic[Item, Record]):
 
     def as_json(self) -> Iterator[dict[str, Any]]:
         """The records as JSON values, the fields of `read --json`."""
-        return map(self._view.json, self._view.items(self.start, self.stop))
+        return self._view.json(self._view.runs(self.start, self.stop))
 
     def json_lines(self) -> Iterator[str]:
         """The records as lines of JSON, without line ends."""
@@ -160,9 +159,9 @@ class Records(Generic[Item, Record]):
 
         See `Batch.to_arrow`. Holds the whole range in memory.
         """
-        items = list(self._view.items(self.start, self.stop))
         conversion = Conversion(cast=cast or {}, unfit=unfit)
-        return self._view.arrow(items, self.stop, conversion, own=False)
+        runs = self._view.runs(self.start, self.stop)
+        return self._view.arrow(runs, self.stop, conversion, own=False)
 
     def to_pandas(self) -> Any:
         """A pandas DataFrame of `to_arrow()`."""
@@ -173,26 +172,40 @@ class Records(Generic[Item, Record]):
 
 
 def gather(
-    view: View[Item, Record], stream: str, start: int, stop: int, *, max_rows: int
-) -> Iterator[Batch[Item, Record]]:
+    view: View[R, Record], stream: str, start: int, stop: int, *, max_rows: int
+) -> Iterator[Batch[R, Record]]:
     """Cut `[start, stop)` into batches that cover it without a gap; the last one may be empty."""
     if max_rows < 1:
         raise UsageError(f"max_rows is {max_rows}", hint="a batch holds at least one record")
-    items: list[Item] = []
+    parts: list[R] = []
+    rows = 0
     versions: dict[int, Schema] = {}
-    last: Schema | None = None
-    for item in view.items(start, stop):
-        version = view.version(item)
-        if version is not None and version is not last:
-            last = version
-            if versions.setdefault(version.relation, version).id != version.id:
-                versions = {version.relation: version}
-                if items:
-                    yield Batch(view, stream, start, item[0], items)
-                    start, items = item[0], []
-        items.append(item)
-        if len(items) >= max_rows:
-            yield Batch(view, stream, start, item[0] + 1, items)
-            start, items, versions, last = item[0] + 1, [], {}, None
+    for run in view.runs(start, stop):
+        known = run.versions()
+        at = 0
+        while at < len(run):
+            change = _change(known, versions, len(run))
+            end = min(change, at + max_rows - rows)
+            if end > at:
+                part = run if end - at == len(run) else run.cut(at, end)
+                parts.append(part)
+                versions |= {schema.relation: schema for _, schema in part.versions()}
+                rows, at = rows + end - at, end
+            if rows == max_rows:
+                closed = run.offset(at - 1) + 1
+            elif at < len(run):
+                closed = run.offset(at)
+            else:
+                break
+            yield Batch(view, stream, start, closed, parts)
+            start, parts, rows, versions = closed, [], 0, {}
     if start < stop:
-        yield Batch(view, stream, start, stop, items)
+        yield Batch(view, stream, start, stop, parts)
+
+
+def _change(known: Sequence[tuple[int, Schema]], versions: Mapping[int, Schema], end: int) -> int:
+    """The place of the first record of a table that the batch has under another version."""
+    for place, schema in known:
+        if versions.get(schema.relation, schema).id != schema.id:
+            return place
+    return end

@@ -59,6 +59,9 @@ class Schema:
     somewhere at or after that offset, and before the version was stored; None where nothing of
     that kind is known. `unseen_reason` says what happened. A later version does not repeat it:
     a copy of the table that begins at or after `offset` mends it.
+
+    `renamed`: the table was seen to bear this name at the source when the stream had come to
+    `offset`, whether or not a record follows: every cut behind it knows the name.
     """
 
     id: int
@@ -73,6 +76,7 @@ class Schema:
     inferred: bool = False
     unseen_since: int | None = None
     unseen_reason: str = ""
+    renamed: bool = False
 
     @property
     def table(self) -> str:

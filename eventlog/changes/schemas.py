@@ -12,6 +12,7 @@ import difflib
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from eventlog.changes.reading import uses
 from eventlog.changes.schema import Column, Schema
@@ -29,6 +30,7 @@ class SchemaHistory:
         self._versions: dict[int, Schema] = {}
         self._last: dict[int, Schema] = {}
         self._reached: dict[int, int] = {}
+        self.beside: dict[Any, Any] = {}  # What layers above keep for as long as this lives.
         self._lock = threading.Lock()
 
     def version(self, schema_id: int) -> Schema:
@@ -67,10 +69,11 @@ class SchemaHistory:
         """Whether a version's first record lies below the cut.
 
         Versions are stored with the end of the stream at their commit, which may hold records of
-        several: of those in one commit the first records tell.
+        several: of those in one commit the first records tell. A name that the source's catalog
+        told needs no record.
         """
         shape = [(s.columns, s.table, s.identity) for s in (before, schema)]
-        if shape[0] == shape[1]:
+        if shape[0] == shape[1] or schema.renamed:
             return True
         reached = self._reached.get(schema.id)
         if reached is not None and reached <= stop:

@@ -13,8 +13,9 @@ is done at once (numpy alone; Arrow comes later). A nothing is a length below ze
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ OPS = tuple(Op)
 OP_NUMBER = {op: number for number, op in enumerate(OPS)}
 
 _NOTHING: Mapping[Text, int] = {None: IS_NULL, UNCHANGED: IS_UNCHANGED, ABSENT: IS_ABSENT}
+_NOTHINGS: Mapping[int, Text] = {length: text for text, length in _NOTHING.items()}
 
 Bytes = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.int64]
@@ -55,14 +57,95 @@ class Texts:
         """The values at these places, or where a mask of bool is true."""
         return Texts(data=self.data, starts=self.starts[places], lengths=self.lengths[places])
 
+    def text(self, place: int) -> Text:
+        """One value."""
+        start, length = int(self.starts[place]), int(self.lengths[place])
+        return self.data[start : start + length].tobytes() if length >= 0 else _NOTHINGS[length]
+
     def to_list(self) -> list[Text]:
         """The values one by one."""
-        data = self.data.tobytes()
-        nothing: dict[int, Text] = {length: text for text, length in _NOTHING.items()}
+        data = self._bytes()
         return [
-            data[start : start + length] if length >= 0 else nothing[length]
+            data[start : start + length] if length >= 0 else _NOTHINGS[length]
             for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True)
         ]
+
+    def _bytes(self) -> bytes:
+        """The whole buffer, which is not copied where it was made of bytes."""
+        base: object = self.data.base
+        return base if isinstance(base, bytes) and len(base) == len(self.data) else bytes(self.data)
+
+
+def texts_of(values: Iterable[Text]) -> Texts:
+    """A column of values that were at hand one by one."""
+    texts: list[bytes] = []
+    lengths = []
+    for text in values:
+        if isinstance(text, bytes):
+            lengths.append(len(text))
+            texts.append(text)
+        else:
+            lengths.append(_NOTHING[text])
+    sizes = np.array(lengths, np.int64)
+    ends = np.cumsum(np.maximum(sizes, 0))
+    return Texts(
+        data=np.frombuffer(b"".join(texts), np.uint8),
+        starts=ends - np.maximum(sizes, 0),
+        lengths=sizes,
+    )
+
+
+def columns_of(rows: Sequence[tuple[Text, ...] | None], width: int) -> list[Texts]:
+    """Rows that were at hand one by one, as `width` columns; a row that is None is all NULL."""
+    return [texts_of(None if row is None else row[at] for row in rows) for at in range(width)]
+
+
+def repeated(text: Text, count: int) -> Texts:
+    """A column that holds the same value `count` times."""
+    one = texts_of([text])
+    return one.take(np.zeros(count, np.int64))
+
+
+def joined(parts: Sequence[Texts]) -> Texts:
+    """Columns one behind the other, over one buffer."""
+    (found,) = joined_columns([[part] for part in parts])
+    assert found is not None
+    return found
+
+
+def joined_columns(parts: Sequence[Sequence[Texts | None]]) -> list[Texts | None]:
+    """Tables of as many columns one behind the other; buffers that columns share are copied once.
+
+    A column that is None in one is None in all. REQUIRES: there is a part.
+    """
+    if len(parts) == 1:
+        return list(parts[0])
+    begins: dict[int, int] = {}
+    buffers = [np.zeros(0, np.uint8)]
+    size = 0
+    for texts in chain.from_iterable(parts):
+        if texts is not None and id(texts.data) not in begins:
+            begins[id(texts.data)] = size
+            buffers.append(texts.data)
+            size += len(texts.data)
+    data = np.concatenate(buffers)
+    return [
+        None if column[0] is None else _joined(data, column, begins)
+        for column in zip(*parts, strict=True)
+    ]
+
+
+def _joined(data: Bytes, column: Sequence[Texts | None], begins: Mapping[int, int]) -> Texts:
+    known = [texts for texts in column if texts is not None]
+    count = sum(map(len, known))
+    starts, lengths = np.empty(count, np.int64), np.empty(count, np.int64)
+    at = 0
+    for texts in known:
+        stop = at + len(texts)
+        np.add(texts.starts, begins[id(texts.data)], out=starts[at:stop])
+        lengths[at:stop] = texts.lengths
+        at = stop
+    return Texts(data=data, starts=starts, lengths=lengths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +157,19 @@ class Rows:
 
     starts: Places
     lengths: Places
+
+    def cut(self, start: int, stop: int) -> Rows:
+        """The rows of records `[start, stop)`."""
+        return Rows(starts=self.starts[:, start:stop], lengths=self.lengths[:, start:stop])
+
+    def tuples(self, data: Bytes) -> list[tuple[Text, ...]]:
+        """The rows one by one."""
+        width, count = self.starts.shape
+        if width == 0:
+            return [()] * count
+        pairs = zip(self.starts, self.lengths, strict=True)
+        columns = [Texts(data=data, starts=s, lengths=n).to_list() for s, n in pairs]
+        return list(zip(*columns, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +204,40 @@ class Split:
             data=self.data, starts=self.old.starts[column], lengths=self.old.lengths[column]
         )
 
+    def cut(self, start: int, stop: int) -> Split:
+        """Its records `[start, stop)`, by their places in it."""
+        return Split(
+            schema=self.schema,
+            slots=self.slots[start:stop],
+            ops=self.ops[start:stop],
+            data=self.data,
+            new=self.new.cut(start, stop),
+            old=None if self.old is None else self.old.cut(start, stop),
+        )
+
+    def changes(self) -> Iterator[RawChange]:
+        """The records one by one; an update of whose old row nothing was sent has none."""
+        nothing = [None] * len(self)
+        is_delete = self.ops == OP_NUMBER[Op.DELETE]
+        new = _rows_where(~is_delete, self.new, self.data)
+        old: Sequence[tuple[Text, ...] | None] = nothing
+        if self.old is not None:
+            was_sent = is_delete | (self.old.lengths != IS_ABSENT).any(axis=0)
+            old = _rows_where(was_sent, self.old, self.data)
+        ops = map(OPS.__getitem__, self.ops.tolist())
+        relations = repeat(self.schema.relation)
+        return map(RawChange, self.slots.tolist(), ops, relations, old, new, nothing)
+
+
+def _rows_where(
+    mask: npt.NDArray[np.bool_], rows: Rows, data: Bytes
+) -> list[tuple[Text, ...] | None]:
+    """The rows one by one, None where the mask is false."""
+    found: list[tuple[Text, ...] | None] = [*rows.tuples(data)]
+    for place in np.flatnonzero(~mask).tolist():
+        found[place] = None
+    return found
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitPayload:
@@ -141,27 +271,34 @@ def split_changes(changes: Iterable[RawChange], schemas: Mapping[int, Schema]) -
 
 
 def _split(changes: list[RawChange], schema: Schema) -> Split:
-    data = bytearray()
+    texts: list[bytes] = []
     width = len(schema.columns)
-    has_old = any(raw.old is not None for raw in changes)
+    new, end = _rows([raw.new for raw in changes], width, texts, 0)
+    old = None
+    if any(raw.old is not None for raw in changes):
+        old, _ = _rows([raw.old for raw in changes], width, texts, end)
     return Split(
         schema=schema,
         slots=np.array([raw.slot for raw in changes], np.int64),
         ops=np.array([OP_NUMBER[raw.op] for raw in changes], np.uint8),
-        new=_rows([raw.new for raw in changes], width, data),
-        old=_rows([raw.old for raw in changes], width, data) if has_old else None,
-        data=np.frombuffer(bytes(data), np.uint8),
+        new=new,
+        old=old,
+        data=np.frombuffer(b"".join(texts), np.uint8),
     )
 
 
-def _rows(rows: list[tuple[Text, ...] | None], width: int, data: bytearray) -> Rows:
+def _rows(
+    rows: list[tuple[Text, ...] | None], width: int, texts: list[bytes], end: int
+) -> tuple[Rows, int]:
+    """Where the values will lie once the texts are joined, `end` bytes being there already."""
     starts = np.zeros((width, len(rows)), np.int64)
     lengths = np.full((width, len(rows)), IS_ABSENT, np.int64)
     for place, row in enumerate(rows):
         for column, text in enumerate(row or ()):
             if isinstance(text, bytes):
-                starts[column, place], lengths[column, place] = len(data), len(text)
-                data += text
+                starts[column, place], lengths[column, place] = end, len(text)
+                end += len(text)
+                texts.append(text)
             else:
                 lengths[column, place] = _NOTHING[text]
-    return Rows(starts=starts, lengths=lengths)
+    return Rows(starts=starts, lengths=lengths), end

@@ -7,14 +7,32 @@ from dataclasses import dataclass
 
 from eventlog.errors import UsageError
 
-ANY = "*"
+
+class _Any(str):
+    """The sign for any name; a table that is itself named `*` is another thing."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+ANY = _Any("*")
+"""Stands for a whole part of a pattern. Only this object does: a name from elsewhere never."""
+
 _PART = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([a-z_][a-z0-9_$]*)|(\*))\s*')
 _PLAIN = re.compile(r"[a-z_][a-z0-9_$]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableName:
-    """A schema and a table; either may be `*`, which stands for the whole part."""
+    """A schema and a table; either may be ANY, which stands for the whole part."""
 
     schema: str
     name: str
@@ -32,10 +50,12 @@ class TableName:
 
     @property
     def is_pattern(self) -> bool:
-        return ANY in (self.schema, self.name)
+        return self.schema is ANY or self.name is ANY
 
     def matches(self, schema: str, name: str) -> bool:
-        return self.schema in (ANY, schema) and self.name in (ANY, name)
+        return (self.schema is ANY or self.schema == schema) and (
+            self.name is ANY or self.name == name
+        )
 
     def __str__(self) -> str:
         return f"{quoted(self.schema)}.{quoted(self.name)}"
@@ -50,7 +70,7 @@ def name_parts(text: str) -> list[str]:
         if found is None:
             raise _bad(text)
         enclosed, plain, star = found.groups()
-        parts.append(enclosed.replace('""', '"') if enclosed else plain or star)
+        parts.append(ANY if star else enclosed.replace('""', '"') if enclosed else plain)
         position = found.end()
         if position == len(text):
             return parts
@@ -60,8 +80,8 @@ def name_parts(text: str) -> list[str]:
 
 
 def quoted(part: str) -> str:
-    """One part as SQL wants it: plain where it can be; `*` stays."""
-    if part == ANY or _PLAIN.fullmatch(part):
+    """One part as SQL wants it: plain where it can be; ANY stays."""
+    if part is ANY or _PLAIN.fullmatch(part):
         return part
     return '"' + part.replace('"', '""') + '"'
 

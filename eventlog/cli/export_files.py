@@ -1,4 +1,4 @@
-"""Arrow tables as files: whole or not at all, readable by their owner.
+"""Arrow tables as files: whole or not at all, readable by their owner, a piece at a time.
 
 ::
 
@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -26,15 +28,22 @@ SUFFIXES = (".parquet", ".csv", ".arrow")
 
 
 def write_table(table: pa.Table, out: Path) -> None:
-    """Write a table in the format of the file's suffix, replacing what was there.
+    """Write a table in the format of the file's suffix; see `write_pieces`."""
+    write_pieces(iter([table]), out)
 
-    Raises EnvironmentFault, and leaves what was there.
+
+def write_pieces(pieces: Iterator[pa.Table], out: Path) -> int:
+    """Write tables of one schema, one behind the other, in the format of the file's suffix.
+
+    At least one, be it empty. What was there is replaced once all is written and durable. Returns
+    the number of rows. Raises EnvironmentFault, and whatever the pieces raise, and leaves what was
+    there.
     """
     temporary = None
     try:
         descriptor, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
         with os.fdopen(descriptor, "wb") as file:
-            _write(table, file, out.suffix)
+            rows = _write(pieces, file, out.suffix)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, out)
@@ -48,22 +57,33 @@ def write_table(table: pa.Table, out: Path) -> None:
                 hint="name a file with --out in a directory that is there, writable, and has room",
             ) from error
         raise
+    return rows
 
 
-def _write(table: pa.Table, file: IO[bytes], suffix: str) -> None:
+def _write(pieces: Iterator[pa.Table], file: IO[bytes], suffix: str) -> int:
+    if suffix == ".csv":
+        pieces = map(_as_text, pieces)
+    first = next(pieces)
+    rows = 0
+    with _writer(first.schema, file, suffix) as writer:
+        for table in chain([first], pieces):
+            writer.write_table(table)
+            rows += table.num_rows
+    return rows
+
+
+def _writer(schema: pa.Schema, file: IO[bytes], suffix: str) -> Any:
     if suffix == ".parquet":
         from pyarrow import parquet
 
-        parquet.write_table(table, file)
-    elif suffix == ".arrow":
+        return parquet.ParquetWriter(file, schema)
+    if suffix == ".arrow":
         from pyarrow import ipc
 
-        with ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
-    else:
-        from pyarrow import csv
+        return ipc.new_file(file, schema)
+    from pyarrow import csv
 
-        csv.write_csv(_as_text(table), file)
+    return csv.CSVWriter(file, schema)
 
 
 def _as_text(table: pa.Table) -> pa.Table:

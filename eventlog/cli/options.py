@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,6 +36,19 @@ def json_option(function: Function) -> Function:
     return click.option(
         "--json", "as_json", is_flag=True, help="Print one JSON object a line, for programs."
     )(function)
+
+
+def parsed_casts(
+    ctx: click.Context, param: click.Parameter, values: Sequence[str]
+) -> dict[str, str]:
+    """`COL=TYPE`, several times, as a mapping: the callback of `--cast`."""
+    casts = {}
+    for value in values:
+        column, _, wanted = value.rpartition("=")
+        if not column or not wanted:
+            raise click.BadParameter(f"{value!r} is not of the form COL=TYPE")
+        casts[column] = wanted
+    return casts
 
 
 def open_log(log_dir: Path, *, create: bool = False) -> Log:

@@ -22,7 +22,9 @@ from eventlog.cli.progress import bar
     help="Keep at most this much, as in 10GB; whole batches go.",
 )
 @click.option("--below", metavar="OFFSET|TIME", help="Drop what lies below; `end` drops all.")
-@click.option("--force", is_flag=True, help="Drop also what a consumer has not read yet.")
+@click.option(
+    "--force", is_flag=True, help="Drop also what a consumer has not read yet, or a pin needs."
+)
 @click.option("--dry-run", "dry_run", is_flag=True, help="Only tell what would be dropped.")
 @log_option
 @json_option
@@ -39,8 +41,8 @@ def retain(
     """Drop the oldest events of STREAM: whatever one of the options names.
 
     An age is counted back from the newest event, in event time. Whole batches are dropped, never
-    more than asked; what a consumer has yet to read stays. Their space is used again by what is
-    appended next; `eventlog compact` gives it back.
+    more than asked; what a consumer has yet to read stays, and what a pinned snapshot is made of.
+    Their space is used again by what is appended next; `eventlog compact` gives it back.
     """
     if below is None and older_than is None and max_bytes is None:
         raise click.UsageError("give at least one of --below, --older-than and --max-bytes")
@@ -67,7 +69,12 @@ def retain(
             'it all the same; rewind(to="end") moves a consumer that is not needed any more out of '
             "the way)"
         )
-    elif not done.offsets and done.asked > done.start:
+    if done.pinned_by:
+        click.echo(
+            f"kept for pinned snapshots {', '.join(done.pinned_by)}: up to {done.asked} was asked "
+            "for (--force drops it all the same; eventlog snapshot pins --drop ID lets one go)"
+        )
+    elif not done.held_by and not done.offsets and done.asked > done.start:
         click.echo(
             f"the batch at {done.start} reaches past {done.asked}, and whole batches go, never "
             "more than asked"

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from eventlog.cli.export_files import SUFFIXES, write_table
-from eventlog.cli.options import json_option, log_option, open_log
+from eventlog.cli.export_files import SUFFIXES, write_pieces
+from eventlog.cli.manifests import COMMANDS
+from eventlog.cli.options import json_option, log_option, open_log, parsed_casts
 from eventlog.cli.printing import write_json
 from eventlog.cli.progress import bar
 from eventlog.errors import UsageError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from eventlog.changes.arrow import Unfit
     from eventlog.log import Log
 
 _HOW = ", ".join(SUFFIXES)
-
-
-def _casts(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
-    casts = {}
-    for value in values:
-        column, _, wanted = value.rpartition("=")
-        if not column or not wanted:
-            raise click.BadParameter(f"{value!r} is not of the form COL=TYPE")
-        casts[column] = wanted
-    return casts
+ROWS_AT_ONCE = 1 << 17
+"""Rows in memory at a time, and in a row group of Parquet; fewer where values are long."""
 
 
 def _out(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
@@ -40,6 +35,10 @@ def _out(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
 @click.group()
 def snapshot() -> None:
     """Rebuild tables as of an offset or a time."""
+
+
+for _command in COMMANDS:
+    snapshot.add_command(_command)
 
 
 @snapshot.command(
@@ -67,7 +66,7 @@ def snapshot() -> None:
     "casts",
     multiple=True,
     metavar="COL=TYPE",
-    callback=_casts,
+    callback=parsed_casts,
     help="A column's type instead of its own: text, float64 or decimal(p,s).",
 )
 @click.option(
@@ -122,21 +121,33 @@ def _export(
     unfit: Unfit,
     as_is: bool,
 ) -> dict[str, Any]:
-    from eventlog.changes.arrow import unfit_counts
+    from eventlog.snapshots.shown_rows import stripped
 
     if table is None and log.stream(stream).kind != "events":
         raise UsageError(f"stream {stream!r} has tables", hint="name one: --table public.orders")
     taken = log.snapshot(stream, at=at)
     with bar("reading offsets") as progress:
         found = taken.table(table, as_is=as_is, progress=progress)
-    rows = found.to_arrow(cast=casts, unfit=unfit)
-    write_table(rows, out)
+    counts: dict[str, int] = {}
+
+    def pieces() -> Iterator[pa.Table]:
+        done = 0
+        with bar("writing rows") as progress:
+            for piece in found.to_batches(cast=casts, unfit=unfit, max_rows=ROWS_AT_ONCE):
+                plain, unfit_here = stripped(piece)
+                for name, count in unfit_here.items():
+                    counts[name] = counts.get(name, 0) + count
+                yield plain
+                done += plain.num_rows
+                progress(done, found.num_rows)
+
+    rows = write_pieces(pieces(), out)
     return {
         "stream": stream,
         "table": table,
         "at": taken.stop,
         "time": None if taken.time is None else taken.time.isoformat(),
-        "rows": rows.num_rows,
-        "unfit": unfit_counts(rows),
+        "rows": rows,
+        "unfit": counts,
         "out": str(out),
     }

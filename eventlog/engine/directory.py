@@ -22,7 +22,7 @@ from eventlog.engine.failpoint import reach
 from eventlog.engine.locks import OpenLock
 from eventlog.engine.mounts import warn_of_network
 from eventlog.engine.store import Store, holds_data
-from eventlog.engine.upgrade import FEATURES, upgrade
+from eventlog.engine.upgrade import FEATURES, KNOWN, upgrade
 from eventlog.errors import LogExists, LogUnreadable, LogVersionError, NotALog
 
 FORMAT_NUMBER = 1
@@ -108,7 +108,7 @@ def check_format(store: Store, directory: Path) -> dict[str, Any]:
             f"{directory} has format {found['number']}, this version reads {FORMAT_NUMBER}",
             hint="open it with the version of eventlog-cdc that wrote it",
         )
-    unknown = sorted(set(found["must_know"]) - set(FEATURES))
+    unknown = sorted(set(found["must_know"]) - KNOWN)
     if unknown:
         raise LogVersionError(
             f"{directory} needs features that this version does not know: {', '.join(unknown)}",

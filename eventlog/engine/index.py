@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,14 +142,12 @@ class IndexEntry:
         before: I64 = np.cumsum(kept) - kept
         return before + self.first_offset
 
-    def readable_slots(self, start: int, stop: int) -> tuple[list[int], list[int]]:
+    def readable_slots(self, start: int, stop: int) -> tuple[Sequence[int], Sequence[int]]:
         """The live slots whose offsets lie in `[start, stop)`, and those offsets."""
         if self.states is None:
             low = max(start - self.first_offset, 0)
             high = max(min(stop, self.stop) - self.first_offset, low)
-            return list(range(low, high)), list(
-                range(self.first_offset + low, self.first_offset + high)
-            )
+            return range(low, high), range(self.first_offset + low, self.first_offset + high)
         offsets = self.slot_offsets()
         wanted = (self.states == LIVE) & (offsets >= start) & (offsets < stop)
         return np.flatnonzero(wanted).tolist(), offsets[wanted].tolist()

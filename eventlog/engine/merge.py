@@ -158,6 +158,8 @@ def _alike(loaded: Sequence[Loaded]) -> Iterator[list[Loaded]]:
             and payload.codec == group[-1][1].codec
             and entry.erasure_epoch == group[-1][0].erasure_epoch
             and all(relations.get(r, schema) == schema for r, schema in entry.relations)
+            # A batch of copied rows, of no transaction, tells the relation of its rows by its own.
+            and (entry.relations == group[-1][0].relations or bool(entry.transactions.tx.all()))
         )
         if group and not fits:
             yield group

@@ -87,7 +87,9 @@ class Payload:
 
     def records(self, slots: Sequence[int] | range) -> list[bytes]:
         """The records at these places."""
-        ends = self.ends.tolist()
+        # A list of all ends costs as much as to take some tens of them from the array.
+        few = len(slots) * 32 < len(self.ends)
+        ends: Any = self.ends.data if few else self.ends.tolist()
         data = self.data
         return [data[ends[s - 1] if s else 0 : ends[s]] for s in slots]
 

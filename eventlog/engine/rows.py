@@ -3,9 +3,9 @@
 Each is a sealed map. Rows are counted (streams by the counters, the others by their stream's or
 owner's row), so that one that vanished is damage, and not taken for one that never was.
 
-Keys in `meta`: `format`, `log`, `counters`, `stream/NAME`, `source/NAME`, `owner/` + id (u64). Keys
-in `consumer`: stream id (u32) + name. Keys in `schema`: stream id (u32) + schema id (u32). Numbers
-in keys are big-endian.
+Keys in `meta`: `format`, `log`, `counters`, `stream/NAME`, `source/NAME`, `owner/` + id (u64), and
+`pin/ID` (`eventlog.engine.pins`). Keys in `consumer`: stream id (u32) + name. Keys in `schema`:
+stream id (u32) + schema id (u32). Numbers in keys are big-endian.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def write_head(
 
 def stream_rows(store: Store, txn: Txn) -> list[StreamRow]:
     """All streams, by name."""
-    found = [load_row(StreamRow, stored) for _, stored in _meta_prefix(store, txn, STREAM_KEYS)]
+    found = [load_row(StreamRow, stored) for _, stored in meta_maps(store, txn, STREAM_KEYS)]
     made = int(counters(store, txn).get("stream", 1)) - 1
     if len(found) != made:
         raise vanished(f"{made} streams were made, and the rows of {len(found)} are there")
@@ -218,7 +218,7 @@ def delete_owner(store: Store, txn: Txn, owner_id: int) -> None:
 
 
 def owner_rows(store: Store, txn: Txn) -> list[OwnerRow]:
-    return [load_row(OwnerRow, stored) for _, stored in _meta_prefix(store, txn, OWNER_KEYS)]
+    return [load_row(OwnerRow, stored) for _, stored in meta_maps(store, txn, OWNER_KEYS)]
 
 
 # Consumers
@@ -290,7 +290,8 @@ def schema_maps(
     return found
 
 
-def _meta_prefix(store: Store, txn: Txn, prefix: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
+def meta_maps(store: Store, txn: Txn, prefix: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The rows of `meta` whose keys begin so, in order."""
     cursor = txn.cursor(db=store.meta)
     positioned = cursor.set_range(prefix)
     while positioned:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from eventlog.engine import index, payload_store, rows
@@ -31,7 +31,7 @@ class Stretch:
     start: int
     stop: int
 
-    def readable_slots(self) -> tuple[list[int], list[int]]:
+    def readable_slots(self) -> tuple[Sequence[int], Sequence[int]]:
         """The slots of records that are here to be read, and their offsets."""
         return self.entry.readable_slots(self.start, self.stop)
 

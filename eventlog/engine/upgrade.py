@@ -24,6 +24,10 @@ from eventlog.engine.store import Store, Txn
 
 FEATURES = ("heads", "ids", "inline", "lost", "packed", "zstd")
 
+KNOWN = frozenset({*FEATURES, "pins"})
+"""With those that a log gets only when it first needs them: `pins` with its first pinned manifest.
+"""
+
 
 def is_current(store: Store) -> bool:
     """Whether a log has all FEATURES. REQUIRES: it has a row of the format."""

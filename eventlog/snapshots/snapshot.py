@@ -7,27 +7,33 @@ on what was noticed later about changes that the stream did not show.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eventlog.changes.change import Op
 from eventlog.changes.change_view import ChangeView, source_codec
 from eventlog.changes.cut import Cut
 from eventlog.changes.event_view import EventView
-from eventlog.changes.fold import Placed, TableFold, latest_events
-from eventlog.changes.reading import pieces
+from eventlog.changes.fold import latest_events
 from eventlog.changes.records import Records
 from eventlog.changes.schema import Schema
 from eventlog.changes.schemas import SchemaHistory
 from eventlog.changes.table_name import TableName
 from eventlog.engine import Engine, StreamKind
-from eventlog.errors import SnapshotRefused, UnknownTable, UsageError
+from eventlog.errors import UnknownTable, UsageError
+from eventlog.snapshots.state.finding import Cutting, found_state
+from eventlog.snapshots.state.live_pass import Progress
 from eventlog.snapshots.table import EventTable, Table
 
-Progress = Callable[[int, int], None]
-"""Called with how many offsets are done, and how many there are in all."""
+if TYPE_CHECKING:
+    from eventlog.changes.arrow import Unfit
+    from eventlog.snapshots.manifests.manifest import Manifest
+    from eventlog.snapshots.manifests.transformed import Transform
+    from eventlog.snapshots.seen.asking import Seen
+    from eventlog.snapshots.seen.definitions import Condition, Count, Later, Lookup
+    from eventlog.snapshots.sql.result import Result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +59,11 @@ class Snapshot:
     def __init__(self, engine: Engine, parts: Sequence[Part]) -> None:
         self._engine = engine
         self._parts = {part.stream: part for part in parts}
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """Each stream with its kind, its cut and its schemas."""
+        return self._parts
 
     @property
     def stops(self) -> dict[str, int]:
@@ -90,11 +101,45 @@ class Snapshot:
         if parsed is None:
             return _event_table(self._engine, part)
         schema = _one(part.history, parsed, part.cut.stop)
-        rows = _fold(
-            self._engine, part, schema, as_inserts=as_inserts, as_is=as_is, progress=progress
+        cut = Cutting(engine=self._engine, history=part.history, stop=part.cut.stop, table=schema)
+        state = found_state(
+            cut, start=part.start, as_inserts=as_inserts, as_is=as_is, progress=progress
         )
-        codec = source_codec(self._engine, part.history)
-        return Table(codec, schema, [row for row in rows if row[0] >= (part.start or 0)])
+        return Table(source_codec(self._engine, part.history), state)
+
+    def sql(
+        self,
+        query: str,
+        *,
+        cast: Mapping[str, str] | None = None,
+        unfit: Unfit = "raise",
+        as_is: bool = False,
+        as_inserts: bool = False,
+        threads: int = 1,
+        progress: Progress | None = None,
+        **others: Snapshot,
+    ) -> Result:
+        """Answer one SELECT over the tables of these streams, and of `others` by their aliases.
+
+        ::
+
+            before = log.snapshot("shop", at="2026-01-31")
+            now.sql("select ... from shop.public.orders join before.public.orders ...",
+                    before=before)
+
+        Names are `stream.schema.table` (see `eventlog.snapshots.sql.naming`). `cast`, by the names
+        of columns, and `unfit` are those of `Table.to_arrow`, `as_is` that of `table`,
+        `as_inserts` too, for tables of which only inserts are known. More `threads` are faster,
+        and may order rows, and round sums of floats, otherwise each time. Raises UsageError for a
+        wrong query, UnknownTable, SnapshotRefused.
+        """
+        from eventlog.snapshots.sql.loading import Terms
+        from eventlog.snapshots.sql.query import as_snapshots, run
+
+        terms = Terms(
+            cast=cast or {}, unfit=unfit, as_is=as_is, as_inserts=as_inserts, progress=progress
+        )
+        return run(self, query, as_snapshots(others), terms=terms, threads=threads)
 
     def changes(
         self, name: str | None = None, *, columns: Sequence[str] | None = None, fill: bool = False
@@ -116,6 +161,59 @@ class Snapshot:
                 fill=fill,
             )
         return Records(view, part.stream, start, part.cut.stop)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        tables: Iterable[str] | None = None,
+        transform: Transform | None = None,
+        pin: bool = False,
+        as_inserts: bool = False,
+        as_is: bool = False,
+        columns: Mapping[str, Sequence[str]] | None = None,
+        progress: Progress | None = None,
+    ) -> Manifest:
+        """Read tables, all unless named, and write down what proves them: a manifest.
+
+        `tables` may be patterns such as `public.*`; an event stream goes by its name. `columns`
+        takes only some columns of a table. `transform` is one of a single table; what it makes is
+        digested, too. With `pin` the log keeps what the manifest needs. Raises UnknownTable,
+        SnapshotRefused, UsageError, EnvironmentFault where the file cannot be written.
+        """
+        from eventlog.snapshots.manifests.saving import Choice, save
+
+        choice = Choice(tables=tables, columns=columns or {}, as_inserts=as_inserts, as_is=as_is)
+        return save(self, self._engine, path, choice, transform, pin=pin, progress=progress)
+
+    def seen(
+        self,
+        table: str,
+        *,
+        on: str | Iterable[str] = ("insert",),
+        columns: Sequence[str] | None = None,
+        old: Sequence[str] = (),
+        where: Condition | None = None,
+        lookups: Sequence[Lookup] = (),
+        counts: Sequence[Count] = (),
+        label: Later | Sequence[Later] = (),
+        progress: Progress | None = None,
+    ) -> Seen:
+        """Changes of a table as instances: rows as they were seen, with what was known then (D17).
+
+        Instances are the changes named by `on`, from the part's start to its cut, for which `where`
+        holds: an expression, or a function of an Arrow table. `eventlog.snapshots.seen.asking` says
+        exactly what belongs to each. Nothing is read yet. Raises UnknownTable, UnknownColumn,
+        SnapshotRefused, UsageError.
+        """
+        from eventlog.snapshots.seen.asking import ask
+
+        part, name = self._part(table)
+        return ask(
+            self._engine, part.history, name, start=part.start, stop=part.cut.stop, on=on,
+            columns=columns, old=old, where=where, lookups=lookups, counts=counts, label=label,
+            progress=progress,
+        )  # fmt: skip
 
     def _only(self) -> Part:
         if len(self._parts) != 1:
@@ -159,127 +257,3 @@ def _event_table(engine: Engine, part: Part) -> EventTable:
 def _one(history: SchemaHistory, name: TableName, stop: int) -> Schema:
     (schema,) = history.named(name, stop)
     return schema
-
-
-def _fold(
-    engine: Engine,
-    part: Part,
-    schema: Schema,
-    *,
-    as_inserts: bool,
-    as_is: bool,
-    progress: Progress | None,
-) -> list[Placed]:
-    """Fold one relation up to the part's cut. Raises SnapshotRefused."""
-    if schema.inserts_only and not as_inserts:
-        raise SnapshotRefused(
-            f"table {schema.table} has no replica identity, so its updates and deletes are not "
-            "captured, and its state is not known",
-            hint="take as_inserts=True for every row inserted, or give the table a primary key "
-            "and copy it again",
-        )
-    fold = TableFold(as_inserts=as_inserts)
-    low, end = engine.bounds(part.stream)
-    stop = part.cut.stop
-    for piece in pieces(
-        engine, part.history, low, stop, selection=lambda s: s.relation == schema.relation
-    ):
-        schemas = piece.schemas
-        for offset, raw in piece.changes():
-            fold.apply(offset, raw, None if raw.relation is None else schemas[raw.relation])
-        if progress is not None:
-            progress(min(piece.entry.stop, stop) - low, stop - low)
-    if not fold.seen or (fold.copying is not None and not as_is):
-        _refuse_incomplete(engine, part, schema, copying=fold.copying, end=end)
-    if not as_is:
-        _refuse_unseen(engine, part, schema, fold.copied_from, end)
-    if fold.lost is not None and not as_is:
-        raise SnapshotRefused(
-            f"changes of table {schema.table} below offset {stop} were lost {_span(fold.lost)}",
-            hint="cut behind the next complete copy of the table, or copy it again",
-        )
-    fold.switch(schema)
-    return fold.rows()
-
-
-def _refuse_incomplete(
-    engine: Engine, part: Part, schema: Schema, *, copying: int | None, end: int
-) -> None:
-    """Refuse a cut inside an open copy, or before the table's first one begins."""
-    if copying is None:
-        first = next(_later(engine, part, schema, end), None)
-        if first is None or first[1] is not Op.COPY_BEGIN:
-            return
-    exact = _first_exact(engine, part, schema, end, begun=copying)
-    raise SnapshotRefused(
-        f"the copy of table {schema.table} is not complete at offset {part.cut.stop}",
-        hint="the copy has not ended yet"
-        if exact is None
-        else f"its state is whole from {exact} on",
-    )
-
-
-def _refuse_unseen(
-    engine: Engine, part: Part, schema: Schema, copied_from: int | None, end: int
-) -> None:
-    """Refuse a cut at which rows may differ from the source's without a record that says so."""
-    stop = part.cut.stop
-    found = part.history.unseen(schema.relation, stop, copied_from=copied_from)
-    if found is None:
-        return
-    exact = _first_exact(engine, part, schema, end, begun=None)
-    cut = f"cut at {found.unseen_since} or before, or behind its next copy"
-    when = cut if exact is None else f"it is exact from {exact} on"
-    since = found.unseen_since
-    assert since is not None
-    if since < 0:
-        when = "its copy has not ended yet" if exact is None else when
-        raise SnapshotRefused(
-            f"table {schema.table} has no state at offset {stop}: {found.unseen_reason}",
-            hint=f"{when}; as_is=True (--as-is) takes what the log holds",
-        )
-    raise SnapshotRefused(
-        f"rows of table {schema.table} changed at the source without a record that shows it, "
-        f"between offset {since} and {stop}: {found.unseen_reason}",
-        hint=f"{when}; as_is=True (--as-is) takes what the log holds",
-    )
-
-
-def _first_exact(
-    engine: Engine, part: Part, schema: Schema, end: int, *, begun: int | None
-) -> int | None:
-    """The first offset behind the cut at which the table's state is known again.
-
-    `begun` is where a copy began that is open at the cut.
-    """
-    for offset, op in _later(engine, part, schema, end):
-        if op is Op.COPY_BEGIN:
-            begun = offset
-        elif op is Op.COPY_END and begun is not None:
-            if part.history.unseen(schema.relation, offset + 1, copied_from=begun) is None:
-                return offset + 1
-            begun = None
-    return None
-
-
-def _later(engine: Engine, part: Part, schema: Schema, end: int) -> Iterator[tuple[int, Op]]:
-    """The table's records behind the cut."""
-    found = pieces(
-        engine,
-        part.history,
-        part.cut.stop,
-        end,
-        selection=lambda other: other.relation == schema.relation,
-    )
-    for piece in found:
-        for offset, raw in piece.changes():
-            if raw.relation is not None:
-                yield offset, raw.op
-
-
-def _span(lost: Mapping[str, Any]) -> str:
-    start, stop = lost.get("from"), lost.get("to")
-    if lost.get("lost_in") == "log":
-        return f"by damage to the log, at offsets [{start}, {stop})"
-    span = "" if start is None or stop is None else f", from {start} to {stop}"
-    return f"at the source{span}"

@@ -21,8 +21,8 @@ from cdc.requests import Fact, Request
 from eventlog import Log
 from eventlog.errors import EventLogError, UsageError
 
-_PASSING = frozenset({"57014", "40P01", "55P03"})
-"""A statement that was cancelled, a deadlock, a lock that was not to be had."""
+_PASSING = frozenset({"57014", "40P01"})
+"""A statement that was cancelled, a deadlock; what may be tried again says so itself."""
 
 
 class Answering:

@@ -7,7 +7,8 @@
     between two rounds                                            one copy at a time, by chunks
 
 What it decides is done by the streaming thread, which alone owns state, schemas and batches. A
-fault of one table is told, and tried again later; a fault of the connection makes it new.
+fault of one table is told, and tried again later; a fault of the connection makes it new. A table
+that somebody else has locked is waited for a moment: then it is told who, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from dataclasses import dataclass
 
 import psycopg
 
-from cdc.errors import CaptureError, MissingTable
+from cdc.errors import CaptureError, MissingTable, TableLocked
 from cdc.options import Event, Options, Report
+from cdc.postgres import locks
 from cdc.postgres.attending.link import Link, Stopped
 from cdc.postgres.attending.rounds import Rounds
 from cdc.postgres.attending.samples import Samples
@@ -34,8 +36,9 @@ from cdc.postgres.copy.copies import is_begun
 from cdc.postgres.copy.copying import CopyProgress
 from cdc.postgres.copy.throttle import Throttle
 from cdc.postgres.copy.watermark import Watermarks
-from cdc.postgres.copy.whole_copy import WholeCopy
+from cdc.postgres.copy.whole_copy import PATIENCE_FIRST_MS, WholeCopy
 from cdc.postgres.publishing import membership
+from cdc.postgres.publishing.slot import LOCK_TIMEOUT_MS
 from cdc.postgres.schema import catalog
 from cdc.postgres.schema.describing import describe
 from cdc.postgres.streaming import Streamer
@@ -44,11 +47,17 @@ from eventlog import Log
 from eventlog.errors import EventLogError
 
 LOOK_S = 5.0
+SOON_S = 1.0
+"""The next round comes so soon where one waits for the stream."""
+
 ASKED_S = 0.25
 """How soon a request is noticed."""
 
 TRY_AGAIN_S = 30.0
 """A table whose copy failed is tried again after so long."""
+
+LOCKED_S = 3.0
+"""A copy that had to wait for a lock is taken up again after so long."""
 
 MISSING_S = 0.5
 RECONNECT_S = 1.0
@@ -66,6 +75,8 @@ class _Job:
     copy: Backfill | WholeCopy | None = None
     steps: Iterator[None] | None = None
     error: CaptureError | None = None
+    said: bool = False
+    failures: int = 0
 
 
 class Attendant:
@@ -181,6 +192,7 @@ class Attendant:
             with contextlib.closing(connect(self._dsn)) as conn:
                 self._conn = conn
                 chunks.steer(conn)
+                locks.limit_waiting(conn, ms=locks.WAIT_MS)
                 self._attend(conn)
         except EventLogError as error:
             if self._ended:
@@ -201,17 +213,29 @@ class Attendant:
             now = time.monotonic()
             if now >= due or self._wake.is_set() or self._asked.came():
                 self._wake.clear()
-                self._rounds.make(conn)
-                self._round_error = None
-                due = time.monotonic() + LOOK_S
+                self._round(conn)
+                due = time.monotonic() + (SOON_S if self._rounds.unsettled else LOOK_S)
             job = next((job for job in self._jobs if job.not_before <= now), None)
             if job is not None:
                 self._advance(conn, job)
             elif not self._wake.is_set():
                 # What only a person can mend is no reason to wait for a capture's end.
-                if all(job.error is not None and not job.error.retry for job in self._jobs):
+                settled = self._round_error is None and not self._rounds.unsettled
+                if settled and all(job.error and not job.error.retry for job in self._jobs):
                     self._idle.set()
                 self._wake.wait(min(max(due - time.monotonic(), 0.01), ASKED_S))
+
+    def _round(self, conn: Connection) -> None:
+        try:
+            self._rounds.make(conn)
+        except TableLocked as error:
+            self._idle.clear()
+            error = locks.explained(conn, error, self._streamer.state.relations or ())
+            self._round_error = error
+            text = f"looking after the tables waits for a lock: {error}; the stream goes on"
+            self._told_once(text)
+        else:
+            self._round_error = None
 
     # Copies
 
@@ -249,12 +273,16 @@ class Attendant:
             job.not_before = time.monotonic() + MISSING_S
             self._told_once(str(error))
             self.look_soon()
+        except TableLocked as error:
+            if self._ended:
+                raise Stopped from error
+            self._put_off(job, locks.explained(conn, error, [job.relation]), LOCKED_S)
         except CaptureError as error:
             if self._ended:
                 raise Stopped from error  # which cancels what runs at the server
             if error.retry and conn.closed:
                 raise
-            self._put_off(job, error)
+            self._put_off(job, error, TRY_AGAIN_S)
 
     def _begin(self, conn: Connection, job: _Job) -> None:
         streamer, link = self._streamer, self._link
@@ -267,7 +295,8 @@ class Attendant:
         table = found[job.relation]
         if state.publications_ours:
             membership.require_member(conn, state, table)
-        stored = state.copies.get(str(job.relation), {})
+        # As it is now: a chunk that is placed may not be stored yet, and comes once.
+        stored = link.ask(lambda: streamer.copies.cursors.get(job.relation, {}))
         seen = describe(conn, job.relation, state.publications)
         if seen.schema.key_indexes and table.updatable and not state.partial:
             job.copy = Backfill(
@@ -282,18 +311,24 @@ class Attendant:
             )
         else:
             job.copy = WholeCopy(
+                conn,
                 self._dsn,
                 link,
                 self._watermarks,
                 table,
                 # The server may still hold the one of a capture that was killed a moment ago.
                 name=f"{state.slot[:40]}_copy_{secrets.token_hex(4)}",
+                patience_ms=min(PATIENCE_FIRST_MS << job.failures, LOCK_TIMEOUT_MS),
                 workers=self._workers,
                 throttle=self._throttle,
                 progress=self._progress,
+                report=self._report,
                 stopped=lambda: not link.running,
             )
         job.steps, job.error = job.copy.steps(), None
+        if job.said:
+            return
+        job.said = True
         text = f"copying {table.table} beside the stream: {job.why}"
         self._report(Event(kind="copying", text=text, table=str(table.table)))
         self._say(job, "copying", str(table.table))
@@ -321,10 +356,11 @@ class Attendant:
         ]
         self._link.wait(self._link.ask(lambda: self._streamer.change(None, tell(self._name, said))))
 
-    def _put_off(self, job: _Job, error: CaptureError) -> None:
+    def _put_off(self, job: _Job, error: CaptureError, pause_s: float) -> None:
         job.steps = job.copy = None
         job.error = error
-        job.not_before = time.monotonic() + TRY_AGAIN_S
+        job.failures += 1
+        job.not_before = time.monotonic() + pause_s
         self._told_once(f"a table is not copied yet: {error}")
 
     def _told_once(self, text: str) -> None:

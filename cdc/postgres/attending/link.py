@@ -32,15 +32,17 @@ class Link:
 
     def wait(self, future: Future[Result]) -> Result:
         """The future's result. Raises Stopped where the capture ends first."""
-        while True:
-            try:
-                return future.result(_LOOK_S)
-            except FutureTimeout:
-                if future.done():
-                    raise
-                self.expect_running()
-            except CancelledError as error:
-                raise Stopped from error
+        try:
+            while True:
+                try:
+                    return future.result(_LOOK_S)
+                except FutureTimeout:
+                    if future.done():
+                        # It ended right after the wait did, or with a time-out of its own.
+                        return future.result()
+                    self.expect_running()
+        except CancelledError as error:
+            raise Stopped from error
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait until the streaming thread finds the condition true. Raises Stopped."""

@@ -5,29 +5,46 @@
     requests ─────▶ tables join, leave, or are copied again
     membership ───▶ new tables that a pattern means, dropped ones, identities that came or went
     observation ──▶ rows that changed in a way the stream does not show: marked, and copied again
+    names ────────▶ a renamed table is known by its new name once the stream has passed the renaming
 
-A round begins with a sample of what the server has seen. If nothing was wrong, that is the last
-moment at which everything was well, and the next trouble came after it.
+What waits for a lock that somebody else holds on a table is left for a later round, which is told
+at the end; the rest is done. A round begins with a sample of what the server has seen. If nothing
+was wrong, that is the last moment at which everything was well, and the next trouble came after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
+from cdc.errors import TableLocked
 from cdc.options import Event, Options, Report
+from cdc.postgres import locks
 from cdc.postgres.attending import samples
 from cdc.postgres.attending.answering import Answering
 from cdc.postgres.attending.link import Link
+from cdc.postgres.attending.samples import Sample
 from cdc.postgres.attending.tables import Tables
 from cdc.postgres.connection import Connection
+from cdc.postgres.protocol.lsn import Lsn
 from cdc.postgres.publishing import membership
+from cdc.postgres.schema import catalog
 from cdc.postgres.schema.catalog import Table
 from cdc.postgres.schema.observation import TableFacts, judge, observe
+from cdc.postgres.schema.table_spec import TableSpec
 from cdc.requests import observations, pending
 from eventlog import Log
+from eventlog.changes.table_name import TableName
 from eventlog.errors import EventLogError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Renamed:
+    """A name that the log does not know yet, and which position the stream must have reached."""
+
+    name: tuple[str, str]
+    behind: Lsn | None = None
 
 
 class Rounds:
@@ -51,9 +68,25 @@ class Rounds:
         self._report = report
         self._begun = False
         self._told: set[str] = set()
+        self._locked: TableLocked | None = None
+        self._renamed: dict[int, _Renamed] = {}
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether a table's new name waits for the stream: another round should come soon."""
+        return bool(self._renamed)
 
     def make(self, conn: Connection) -> None:
-        """Make a round. Raises Stopped, and CaptureError where the connection is lost."""
+        """Make a round. Raises Stopped, and CaptureError where the connection is lost.
+
+        Raises TableLocked, naming who holds the lock, where something is left for a later round.
+        """
+        self._locked = None
+        self._make(conn)
+        if self._locked is not None:
+            raise self._locked
+
+    def _make(self, conn: Connection) -> None:
         sample = samples.take(conn, self._streamer.end)
         if not self._begun:
             self._begun = True
@@ -62,7 +95,13 @@ class Rounds:
         if self._streamer.state.relations is None:
             self._know_relations(conn)
         for request in pending(self._log, self._name, self._streamer.state.requests):
-            self._answering.answer(conn, request)
+            try:
+                self._answering.answer(conn, request)
+            except TableLocked as error:
+                # Requests are handled in their order: the ones behind it wait as well.
+                meant = catalog.tables_now(conn, [TableSpec.parse(request.table)])
+                self._left(conn, error, meant)
+                break
         found = membership.look(conn, self._streamer.state)
         if found.gone:
             reason = "it was dropped at the source"
@@ -82,7 +121,7 @@ class Rounds:
             self._guarded(conn, table, partial(self._tables.move, conn, table, sample))
         for table in found.lost:
             self._guarded(conn, table, partial(self._tables.take_back, conn, table))
-        self._observe(conn)
+        self._rename(self._observe(conn), sample)
         self._tables.samples.add(sample)
         self._link.ask(lambda: self._streamer.remember(looked=sample.offset))
 
@@ -95,6 +134,8 @@ class Rounds:
         """Do something about one table; a fault of it is told once, and is no fault of others."""
         try:
             work()
+        except TableLocked as error:
+            self._left(conn, error, [table])
         except EventLogError as error:
             if conn.closed:
                 raise
@@ -103,14 +144,18 @@ class Rounds:
                 self._told.add(text)
                 self._report(Event(kind="warning", text=text, table=str(table.table)))
 
+    def _left(self, conn: Connection, error: TableLocked, tables: Sequence[Table]) -> None:
+        """Leave something for a later round."""
+        self._locked = locks.explained(conn, error, [table.oid for table in tables])
+
     def _know_relations(self, conn: Connection) -> None:
         """A log of the first version does not say which tables it captures: all that are sent."""
         members = membership.publications_of(conn, self._streamer.state)
         oids = tuple(table.oid for group in members for table in group.tables)
         self._tables.store(lambda state: replace(state, relations=oids))
 
-    def _observe(self, conn: Connection) -> None:
-        """Find rows that changed unseen."""
+    def _observe(self, conn: Connection) -> Mapping[int, TableFacts]:
+        """Find rows that changed unseen; returns what the catalog shows."""
         state = self._streamer.state
         found = observe(conn, state.relations or (), state.publications, before=self._tables.known)
         fresh = {oid: facts for oid, facts in found.items() if self._tables.known.get(oid) != facts}
@@ -122,3 +167,42 @@ class Rounds:
         self._tables.known.update(fresh)
         if fresh:
             self._tables.store(None, observed={oid: facts.to_map() for oid, facts in fresh.items()})
+        return found
+
+    def _rename(self, found: Mapping[int, TableFacts], sample: Sample) -> None:
+        """Let tables be known by the names that the catalog has, without waiting for a change.
+
+        A name that was seen in one round belongs behind the WAL's end of the next: what came in the
+        stream until then may still bear the earlier name.
+        """
+        names = {oid: (facts.namespace, facts.name) for oid, facts in found.items()}
+        stale = self._link.ask(partial(self._other_names, names))
+        self._renamed = {
+            oid: seen for oid, seen in self._renamed.items() if seen.name == stale.get(oid)
+        }
+        position = self._streamer.position
+        for oid, name in stale.items():
+            seen = self._renamed.get(oid)
+            if seen is None:
+                self._renamed[oid] = _Renamed(name=name)
+            elif seen.behind is None:
+                self._renamed[oid] = replace(seen, behind=sample.end)
+            elif position >= seen.behind:
+                rename = partial(self._streamer.book.rename, oid, namespace=name[0], name=name[1])
+                self._link.ask(rename)
+                self._tables.store()
+                self._report_name(name)
+                del self._renamed[oid]
+
+    def _other_names(self, names: Mapping[int, tuple[str, str]]) -> dict[int, tuple[str, str]]:
+        book = self._streamer.book
+        return {
+            oid: name
+            for oid, name in names.items()
+            if (known := book.schema(oid)) is not None and (known.namespace, known.name) != name
+        }
+
+    def _report_name(self, name: tuple[str, str]) -> None:
+        table = str(TableName(schema=name[0], name=name[1]))
+        text = f"{table} is the name of a captured table now"
+        self._report(Event(kind="renamed", text=text, table=table))

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from cdc.options import Event, Report
+from cdc.postgres import locks
 from cdc.postgres.attending.link import Link
 from cdc.postgres.attending.samples import Sample, Samples
 from cdc.postgres.connection import Connection
@@ -73,6 +74,9 @@ class Tables:
             return
         column_list.require_publishable(conn, tables)
         oids = [table.oid for table in tables]
+        if self._streamer.state.publications_ours:
+            # Before anything is stored that would have to be taken back.
+            locks.require_open(conn, oids)
         facts = observe(conn, oids, self._streamer.state.publications)
         self.known.update(facts)
 

@@ -54,6 +54,11 @@ def is_begun(cursor: Mapping[str, Any]) -> bool:
     return "leaves" in cursor
 
 
+def is_whole(cursor: Mapping[str, Any]) -> bool:
+    """Whether all ranges of a copy are placed, and only rows may be left that lack values."""
+    return is_begun(cursor) and cursor["leaf"] >= len(cursor["leaves"])
+
+
 class Verdict(Enum):
     """What became of a chunk."""
 
@@ -225,7 +230,7 @@ class Copies:
             self.put(chunk.relation, BEGUN)
             batches.append(control_batch(Op.COPY_BEGIN, schema, position=position, time_us=time_us))
             window.unfilled.clear()
-            window.overflowed = False
+            window.overflowed = window.whole = False
         lines = self._current(chunk, window, schema)
         window.forget(chunk.sees)
         lines = self.passed(lines, schema)
@@ -240,6 +245,7 @@ class Copies:
             self.drop(chunk.relation)
         elif chunk.cursor is not None:
             self.put(chunk.relation, chunk.cursor)
+            window.whole = is_whole(chunk.cursor)
         chunk.answer.set_result(
             Placed(verdict=Verdict.PLACED, unfilled=len(window.unfilled), ended=ended)
         )

@@ -9,7 +9,8 @@
 
 All tables under one snapshot, so that the copy ends exactly where the stream begins. A commit holds
 a chunk and the cursor behind it: whenever the copy ends, the cursors tell which rows are in the
-log. Chunks in memory number at most AHEAD for each connection, and one of every table to come.
+log. Chunks in memory number at most AHEAD for each connection, and one of every table to come. A
+table is locked while it is copied, and no longer: an ALTER TABLE waits for its own table at most.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from cdc.postgres.copy.snapshot_reader import (
     Opened,
     Snapshot,
     SnapshotReader,
+    Waits,
     connections,
     server_time_us,
 )
@@ -84,21 +86,23 @@ def copy_tables(
     gate: Gate | None = None,
     progress: Callable[[CopyProgress], None] = lambda _: None,
     rewritten: Callable[[Job], None] = lambda _: None,
+    waits: Waits = lambda _job, _error: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Copy tables in the order given; False where `stopped` told to stop before the end.
 
     `begun` is the stream's end, a log offset. `rewritten` is told of a table whose files or columns
     are not those that the snapshot knows: what ALTER TABLE rewrote after the snapshot, the snapshot
-    does not show. It is not copied. Raises CaptureError.
+    does not show. It is not copied. `waits` is told, on another thread, again and again, of a table
+    that somebody else has locked; what it raises ends the copy. Raises CaptureError.
     """
     with ExitStack() as stack:
         present = stack.enter_context(closing(connect(dsn)))
-        conns = connections(dsn, snapshot, workers, stack)
+        conns = connections(dsn, workers, stack)
         time_us = server_time_us(conns[0])
         crew = stack.enter_context(Crew(conns))
         copy = _Copy(
-            reader=SnapshotReader(crew, throttle or Throttle(None), present),
+            reader=SnapshotReader(crew, snapshot, throttle or Throttle(None), present, waits),
             position=snapshot.position,
             time_us=time_us,
             ahead=AHEAD * len(conns),
@@ -113,12 +117,12 @@ def copy_tables(
         try:
             for job in jobs:
                 for other in islice(coming, len(conns) + 1 - len(openings)):
-                    openings.append(copy.reader.open(other))
+                    openings.append(copy.reader.open(other, ahead=True))
                 opened = copy.found(openings.popleft())
-                if opened.rewritten:
+                if opened.locked:
+                    opened = copy.found(copy.reader.open(job, ahead=False))
+                if opened.rewritten or not copy.table(job, opened):
                     rewritten(job)
-                else:
-                    copy.table(job, opened)
         except _Stopped:
             return False
     return True
@@ -157,8 +161,23 @@ class _Copy:
                 return future.result()
         raise _Stopped
 
-    def table(self, job: Job, opened: Opened) -> None:
-        """Commit one table whole."""
+    def table(self, job: Job, opened: Opened) -> bool:
+        """Commit one table whole; False where it was altered meanwhile, and nothing is committed.
+
+        What has more than one range is held while it is read.
+        """
+        start = CopyCursor.at_start(opened.leaves, begun=self.begun)
+        first = opened.first
+        if first is None or (opened.lines is not None and start.after(first, rows=0).done):
+            self._commit(job, opened)
+            return True
+        if not self.found(self.reader.hold(job, opened)):
+            return False
+        self._commit(job, opened)
+        self.found(self.reader.release())
+        return True
+
+    def _commit(self, job: Job, opened: Opened) -> None:
         leaves = opened.leaves
         cursor = CopyCursor.at_start(leaves, begun=self.begun)
         batches = [self._control(job, Op.COPY_BEGIN)]

@@ -2,38 +2,50 @@
 
 ::
 
-    hold the stream ──▶ temporary slot: consistent point P, exported snapshot
-                             │
-    run up to P ◀────────────┘
-         └──▶ copy_begin, all rows, copy_end ──▶ let the stream go on
+    wait for the transactions that run ──▶ hold the stream ──▶ temporary slot
+                                                                    │ consistent point P,
+                                 run up to P ◀──────────────────────┘ exported snapshot
+                                      └──▶ copy_begin, all rows, copy_end ──▶ let the stream go on
 
 Without a key nothing tells which copied row a later change means, so every row must stand before
-all changes that its snapshot does not see. The server keeps the WAL meanwhile.
+all changes that its snapshot does not see. The server keeps the WAL meanwhile. The stream must be
+held before P is known: a stream that went on would be past it by then, and what it has put into the
+log stays. The slot waits for all transactions that run, so the hold begins when those are gone that
+a look found: it then waits for younger ones only, and for each `patience_ms` at most.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
 
 import psycopg
 
+from cdc.errors import TableLocked
+from cdc.options import Event, Report
 from cdc.postgres.attending.link import Link, Stopped
 from cdc.postgres.connection import Connection, connect, connect_replication
 from cdc.postgres.copy.chunks import CopyCursor
 from cdc.postgres.copy.copies import BEGUN
 from cdc.postgres.copy.copying import CopyProgress, copy_tables
-from cdc.postgres.copy.snapshot_reader import Job, Snapshot, connections
+from cdc.postgres.copy.snapshot_reader import Job, Snapshot, seeing
 from cdc.postgres.copy.throttle import Throttle
 from cdc.postgres.copy.watermark import Watermarks
+from cdc.postgres.copy.writers import Writing
 from cdc.postgres.protocol.lsn import Lsn
 from cdc.postgres.publishing import slot
 from cdc.postgres.schema.catalog import Table
 from cdc.postgres.schema.describing import Described, describe
 from eventlog.changes.schema import Schema
 from eventlog.engine import Batch
+
+RUNNING_LOOK_S = 0.2
+RUNNING_TELL_S = 10.0
+
+PATIENCE_FIRST_MS = 1_000
+"""How long the held stream waits for each transaction, at the first attempt."""
 
 
 class _Rewritten(Exception):
@@ -45,27 +57,33 @@ class WholeCopy:
 
     def __init__(
         self,
+        conn: Connection,
         dsn: str,
         link: Link,
         watermarks: Watermarks,
         table: Table,
         *,
         name: str,
+        patience_ms: int,
         workers: int,
         throttle: Throttle,
         progress: Callable[[CopyProgress], None],
+        report: Report,
         stopped: Callable[[], bool],
     ) -> None:
-        """`name`: of the temporary slot."""
+        """`name`: of the temporary slot. `conn` is asked for what runs at the server."""
         self.table = table
         self.rows = 0
+        self._conn = conn
         self._dsn = dsn
         self._link = link
         self._watermarks = watermarks
         self._name = name
+        self._patience_ms = patience_ms
         self._workers = workers
         self._throttle = throttle
         self._progress = progress
+        self._report = report
         self._stopped = stopped
         self._replication: Connection | None = None
 
@@ -78,11 +96,24 @@ class WholeCopy:
     def steps(self) -> Iterator[None]:
         """Do the copy. Raises CaptureError; the stream goes on in any case."""
         while True:
+            yield from self._wait_for_running()
             try:
                 self._held()
                 return
             except _Rewritten:
                 yield
+
+    def _wait_for_running(self) -> Iterator[None]:
+        """Wait, while the stream goes on, for what the slot would wait for."""
+        running = Writing.now(self._conn)
+        told = time.monotonic()
+        while left := running.left(self._conn):
+            if time.monotonic() - told > RUNNING_TELL_S:
+                told = time.monotonic()
+                text = f"the copy of {self.table.table} waits for the end of {left[0]}"
+                self._report(Event(kind="warning", text=text, table=str(self.table.table)))
+            self._link.pause(RUNNING_LOOK_S)
+            yield
 
     def _held(self) -> None:
         """Copy the table while the stream is held."""
@@ -91,7 +122,12 @@ class WholeCopy:
         try:
             self._link.ask(lambda: assembler.hold(Lsn(0)))
             self._link.until(lambda: assembler.stopped)
-            created = slot.create(self._replication, self._name, temporary=True)
+            created = slot.create(
+                self._replication,
+                self._name,
+                temporary=True,
+                lock_timeout_ms=self._patience_ms,
+            )
             assert created.snapshot is not None
             self._copy(Snapshot(name=created.snapshot, position=created.consistent_point))
         finally:
@@ -118,6 +154,7 @@ class WholeCopy:
             gate=self._link.streamer.gate,
             progress=self._progress,
             rewritten=self._refuse,
+            waits=self._locked,
             stopped=self._stopped,
         )
         if not whole:
@@ -125,8 +162,7 @@ class WholeCopy:
 
     def _described(self, snapshot: Snapshot) -> Described:
         """The table as the snapshot has it, which the stream goes on from."""
-        with ExitStack() as stack:
-            (conn,) = connections(self._dsn, snapshot, 1, stack)
+        with seeing(self._dsn, snapshot) as conn:
             return describe(conn, self.table.oid, self._link.streamer.state.publications)
 
     def _adopted(self, schema: Schema) -> Schema:
@@ -138,6 +174,10 @@ class WholeCopy:
 
     def _refuse(self, job: Job) -> None:
         raise _Rewritten
+
+    def _locked(self, job: Job, error: TableLocked) -> None:
+        # The stream is held: it must not wait for whoever has the table.
+        raise error
 
     def _store(self, job: Job, batches: list[Batch], cursor: CopyCursor) -> None:
         """Put batches behind all that came before the hold, and wait until they are durable."""

@@ -40,6 +40,8 @@ class Window:
         self.key_places = key_places
         self.unfilled: set[Key] = set()
         self.overflowed = False
+        # All ranges are placed: the log has every row whole, but for the unfilled ones.
+        self.whole = False
         self._changed: dict[Key, list[int]] = {}
         self._emptied: list[int] = []
         self._crowd: set[int] = set()
@@ -73,8 +75,10 @@ class Window:
             self.overflowed = False
             return
         keys = self._keys(change)
+        # The row before the change: where the log has all of it, a fold fills the one after it.
+        known = self.whole and self.unfilled.isdisjoint(keys[:1])
         self.unfilled.difference_update(keys)
-        if change.new is not None and UNCHANGED in change.new:
+        if change.new is not None and UNCHANGED in change.new and not known:
             if len(self.unfilled) < KEYS_MAX:
                 self.unfilled.add(keys[-1])
             else:

@@ -1,8 +1,9 @@
-"""Waiting for the transactions that write to a table at the moment.
+"""Waiting for the transactions that write at the moment: to a table, or at all.
 
 A transaction that wrote to a table before the table was published may not be sent whole, and one
 whose commit the stream has told already may still be running for a snapshot. Both hold a lock on
-the table until every later snapshot sees them, so a copy begins when these locks are gone.
+the table until every later snapshot sees them, so a copy begins when these locks are gone. A slot
+waits for every transaction of the server that writes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,17 @@ select l.virtualtransaction, l.pid,
 """
 
 
+# A transaction that writes has a lock on its own number.
+_RUNNING = """
+select l.virtualtransaction, l.pid,
+       (select gid from pg_prepared_xacts p where p.transaction = l.transactionid),
+       extract(epoch from now() - a.xact_start)::float8
+  from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+ where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted
+   and l.pid is distinct from pg_backend_pid()
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WritersOf:
     """The transactions that wrote to a table at one moment, each with what it is, in words."""
@@ -50,6 +62,27 @@ class WritersOf:
         if not self.waiting:
             return []
         still = type(self).now(conn, oids).waiting
+        return [words for name, words in self.waiting.items() if name in still]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """The transactions of the server that wrote at one moment, each with what it is, in words."""
+
+    waiting: dict[str, str]
+
+    @classmethod
+    def now(cls, conn: Connection) -> Writing:
+        """Those that have written something by now, in any database."""
+        with translated("looking for transactions that write"):
+            rows = conn.execute(_RUNNING).fetchall()
+        return cls(waiting={row[0]: _words(*row[1:]) for row in rows})
+
+    def left(self, conn: Connection) -> list[str]:
+        """Which of them have not ended, in words."""
+        if not self.waiting:
+            return []
+        still = type(self).now(conn).waiting
         return [words for name, words in self.waiting.items() if name in still]
 
 

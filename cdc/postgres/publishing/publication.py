@@ -29,6 +29,7 @@ from cdc.postgres.connection import Connection
 from cdc.postgres.faults import failed, translated
 from cdc.postgres.publishing.column_list import LISTS_VERSION, require_publishable
 from cdc.postgres.schema.catalog import Table, tables_by_oid, with_columns
+from cdc.postgres.schema.sent import sent_by
 from eventlog.errors import UsageError
 
 _IDENTIFIER_BYTES_MAX = 63
@@ -165,24 +166,14 @@ def read(conn: Connection, name: str) -> Publication:
             f"there is no publication {name!r} in database {conn.info.dbname!r}",
             hint="list the publications with \\dRp in psql, or leave --publication out",
         )
-    details = "null::text[], false, null::text"
-    if conn.info.server_version >= LISTS_VERSION:
-        details = "p.attnames::text[], r.prattrs is not null, p.rowfilter"
-    with translated(f"reading the publication {name!r}"):
-        rows = conn.execute(
-            f"select c.oid::int8, {details} from pg_publication_tables p"
-            " join pg_namespace n on n.nspname = p.schemaname"
-            " join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename"
-            " join pg_publication b on b.pubname = p.pubname"
-            " left join pg_publication_rel r on r.prpubid = b.oid and r.prrelid = c.oid"
-            " where p.pubname = %s",
-            [name],
-        ).fetchall()
-    known = tables_by_oid(conn, [row[0] for row in rows])
+    found = sent_by(conn, name)
+    known = tables_by_oid(conn, [sent.relation for sent in found])
     tables = [
-        known[oid] if columns is None else replace(with_columns(known[oid], columns), listed=listed)
-        for oid, columns, listed, _ in rows
-        if oid in known
+        known[sent.relation]
+        if sent.columns is None
+        else replace(with_columns(known[sent.relation], sent.columns), listed=sent.listed)
+        for sent in found
+        if sent.relation in known
     ]
     return Publication(
         name=name,
@@ -190,7 +181,7 @@ def read(conn: Connection, name: str) -> Publication:
         operations=head.operations,
         via_partition_root=head.via_partition_root,
         tables=tuple(sorted(tables, key=lambda table: (table.schema, table.name))),
-        row_filters={oid: condition for oid, _, _, condition in rows if condition},
+        row_filters={sent.relation: sent.where for sent in found if sent.where},
     )
 
 

@@ -74,9 +74,12 @@ class SlotState:
         return self.wal_status == "lost" or self.invalidation_reason is not None
 
 
+_PREFIX = "eventlog_"
+
+
 def slot_name(source: str) -> str:
     """The slot of a source; slots' names know no hyphen."""
-    name = f"eventlog_{source.replace('-', '_')}"
+    name = f"{_PREFIX}{source.replace('-', '_')}"
     if len(name.encode()) > _NAME_BYTES_MAX:
         raise UsageError(
             f"the source name {source!r} makes a slot name above 63 bytes",
@@ -138,6 +141,17 @@ def create(
         raise failed(error, f"creating the slot {name!r}") from error
     assert row is not None
     return CreatedSlot(name=row[0], consistent_point=Lsn.parse(row[1]), snapshot=row[2] or None)
+
+
+def names_like_ours(conn: Connection) -> list[str]:
+    """The slots of this database that are named as captures name theirs."""
+    with translated("listing the slots"):
+        rows = conn.execute(
+            "select slot_name::text from pg_replication_slots"
+            " where database = current_database() and starts_with(slot_name::text, %s) order by 1",
+            [_PREFIX],
+        ).fetchall()
+    return [row[0] for row in rows]
 
 
 def inspect(conn: Connection, name: str) -> SlotState | None:

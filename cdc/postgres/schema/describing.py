@@ -10,20 +10,12 @@ from dataclasses import dataclass
 
 from cdc.errors import MissingTable
 from cdc.postgres.connection import Connection
-from cdc.postgres.faults import translated
 from cdc.postgres.schema.relation import describe_relation
 from cdc.postgres.schema.schema_book import schema_of
+from cdc.postgres.schema.sent import sent_of
 from eventlog.changes.schema import Schema
 
-_LISTS_VERSION = 150_000
 _GENERATED_VERSION = 180_000
-
-_SENT = """
-select {details}
-  from pg_publication_tables p join pg_namespace n on n.nspname = p.schemaname
-  join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
- where p.pubname = any(%(names)s) and c.oid = %(oid)s
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,20 +29,16 @@ class Described:
 def describe(conn: Connection, oid: int, publications: Sequence[str]) -> Described:
     """Look a table up. Raises MissingTable where it is gone, or is not published any more."""
     relation = describe_relation(conn, oid, publications)
-    lists = conn.info.server_version >= _LISTS_VERSION
-    details = "p.attnames::text[], p.rowfilter" if lists else "null::text[], null::text"
-    query = _SENT.format(details=details).encode()
-    with translated(f"reading what is sent of relation {oid}"):
-        rows = conn.execute(query, {"names": list(publications), "oid": oid}).fetchall()
-    if not rows:
+    sent = sent_of(conn, publications, oid)
+    if not sent:
         raise MissingTable(
             f"table {relation.schema}.{relation.name} is in none of the publications "
             f"{', '.join(publications)} any more",
             hint="add it again with `eventlog tables add`, or remove it with "
             "`eventlog tables remove`",
         )
-    names, where = rows[0]
+    names = None if sent[0].columns is None else set(sent[0].columns)
     if names is not None and conn.info.server_version < _GENERATED_VERSION:
-        # The view names generated columns too, which are never sent before 18.
-        names = set(names) - {column.name for column in relation.columns if column.generated}
-    return Described(schema=schema_of(relation, names), where=where)
+        # The server's view names generated columns too, which are never sent before 18.
+        names -= {column.name for column in relation.columns if column.generated}
+    return Described(schema=schema_of(relation, names), where=sent[0].where)

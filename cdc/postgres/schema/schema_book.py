@@ -126,6 +126,27 @@ class SchemaBook:
             return None
         return self._append(replace(known, unseen_since=since, unseen_reason=reason))
 
+    def rename(self, relation: int, *, namespace: str, name: str) -> int | None:
+        """Note that the catalog has another name for a relation; returns the new version's number.
+
+        None where the relation has no version, or has that name. REQUIRES: what the relation
+        changed under its earlier name is stored.
+        """
+        known = self._current.get(relation)
+        if known is None or (known.namespace, known.name) == (namespace, name):
+            return None
+        # What is in doubt stays so by the version before: told again here, a copy that is under
+        # way would not mend it.
+        renamed = replace(
+            known,
+            namespace=namespace,
+            name=name,
+            renamed=True,
+            unseen_since=None,
+            unseen_reason="",
+        )
+        return self._append(renamed)
+
     def await_copy(self, relation: int) -> None:
         """Note that the rows that a relation has are still to be copied for the first time.
 
@@ -298,7 +319,7 @@ def _announced(
 
 
 def _same(one: Schema, other: Schema) -> bool:
-    """Whether both have the same content, whatever is told of unseen changes."""
+    """Whether both have the same content, whatever is told of unseen changes and renames."""
     return (
         replace(
             one,
@@ -306,6 +327,7 @@ def _same(one: Schema, other: Schema) -> bool:
             offset=other.offset,
             unseen_since=other.unseen_since,
             unseen_reason=other.unseen_reason,
+            renamed=other.renamed,
         )
         == other
     )

@@ -74,7 +74,7 @@ class ColumnName:
             parts = name_parts(text)
         except UsageError:
             parts = []
-        if len(parts) not in (2, 3) or parts[-1] == ANY:
+        if len(parts) not in (2, 3) or parts[-1] is ANY:
             raise UsageError(
                 f"{text!r} is not a column's name",
                 hint="write schema.table.column; parts with capitals or signs in double quotes",

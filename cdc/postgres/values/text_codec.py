@@ -6,30 +6,31 @@ the same session settings (D9).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cdc.postgres.protocol.lsn import Lsn
 from cdc.postgres.values import loaders, type_names
-from eventlog.changes.change import Text
 from eventlog.changes.codec import Form, Loader
 from eventlog.changes.schema import Column, Schema
-from eventlog.changes.split import SplitPayload, split_changes
-from eventlog.engine.payload import Payload
+from eventlog.changes.split import Texts
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
+FEW_ROWS, FEW_BYTES = 16, 1 << 16
+
+
+def is_worth_arrays(*, rows: int, size: int) -> bool:
+    """Whether to split that many records across rows.
+
+    Few of them are read one by one: arrays would take longer to set up. Large ones would be copied.
+    """
+    return rows >= FEW_ROWS or (rows > 0 and size >= FEW_BYTES)
+
+
 class TextCodec:
     """The part of a ChangeCodec that does not depend on how records are split."""
-
-    def split(
-        self, payload: Payload, slots: Sequence[int], schemas: dict[int, Schema]
-    ) -> SplitPayload:
-        """Find every value of the records at `slots`."""
-        decode: Any = self
-        return split_changes(decode.decode(payload.records(slots), slots, schemas), schemas)
 
     def loaders(self, schema: Schema, form: Form) -> tuple[Loader, ...]:
         """One function per column, from stored text to a value. Never raises for bad values."""
@@ -42,7 +43,7 @@ class TextCodec:
         return arrow.arrow_type(schema, column.type, column.typmod)
 
     def arrow_array(
-        self, schema: Schema, column: Column, texts: Sequence[Text], target: pa.DataType
+        self, schema: Schema, column: Column, texts: Texts, target: pa.DataType
     ) -> tuple[pa.Array, list[int]]:
         """Convert texts to `target`, and name the places whose value does not fit it."""
         from cdc.postgres.values import arrow

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from eventlog.engine import index, rows
+from eventlog.engine import index, pins, rows
 from eventlog.engine.directory import FORMAT_NUMBER
 from eventlog.engine.index import IndexEntry
 from eventlog.engine.payload import part_count
@@ -22,7 +22,7 @@ from eventlog.engine.payload_store import greatest_id
 from eventlog.engine.rows import ConsumerRow, OwnerRow, StreamRow
 from eventlog.engine.sealed import unseal
 from eventlog.engine.store import Store, Txn
-from eventlog.engine.upgrade import FEATURES
+from eventlog.engine.upgrade import KNOWN
 from eventlog.engine.upkeep.check_heads import check_heads
 from eventlog.engine.upkeep.violation import Report
 from eventlog.errors import EventLogError
@@ -95,6 +95,9 @@ def survey(store: Store, report: Report) -> Survey:
         _schemas(store, txn, found, report)
         _consumers(store, txn, found, report)
         _sources(meta, found, report)
+        ends = {state.row.name: state.end for state in found.streams.values()}
+        for what in pins.damages(meta, ends):
+            report.add("pins", "pins", what)
         owners = _owners(meta, counters, found, report)
         _staged(store, txn, owners, found, report)
         check_heads(store, txn, found, report)
@@ -120,7 +123,7 @@ def _format(meta: Mapping[bytes, Mapping[str, Any]], report: Report) -> None:
     if found is not None:
         if found.get("number") != FORMAT_NUMBER:
             report.add("format", where, f"number {found.get('number')} is not {FORMAT_NUMBER}")
-        unknown = set(found.get("must_know", ())) - set(FEATURES)
+        unknown = set(found.get("must_know", ())) - KNOWN
         if unknown:
             report.add("format", where, f"features {sorted(unknown)} are unknown here")
     identity = meta.get(rows.LOG_KEY)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eventlog.engine import ids, payload, rows
+from eventlog.engine import ids, payload, pins, rows
 from eventlog.engine.rows import Compression, StreamKind, StreamRow
 from eventlog.engine.sealed import unseal
 from eventlog.engine.store import DATABASES
@@ -113,7 +113,7 @@ def database_of(key: bytes, value: bytes) -> str | None:
         found = unseal(key, value)
     except DamagedLog:
         return None
-    prefixes = (rows.STREAM_KEYS, rows.SOURCE_KEYS, rows.OWNER_KEYS)
+    prefixes = (rows.STREAM_KEYS, rows.SOURCE_KEYS, rows.OWNER_KEYS, pins.PIN_KEYS)
     if key in (rows.FORMAT_KEY, rows.LOG_KEY, rows.COUNTERS_KEY) or key.startswith(prefixes):
         return "meta"
     return "consumer" if {"offset", "epoch"} <= found.keys() else "schema"

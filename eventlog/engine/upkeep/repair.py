@@ -126,6 +126,10 @@ def _repair(directory: Path, lock: OpenLock, phases: _Phases, *, dry_run: bool) 
             reach("repair.written")
             _verify(scratch, phases[2])
             reach("repair.checked")
+            # What was derived from the damaged log may hold what the repaired one has lost.
+            for derived in scratch.parent.iterdir():
+                if derived != scratch and derived.is_dir():
+                    shutil.rmtree(derived)
             kept = _replace(directory, scratch)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -1,7 +1,8 @@
 """Retention: drop the oldest batches of an event stream, in small commits.
 
 Whole batches go: the stream then begins where the first one that stays begins, at or below the
-offset asked for. Nothing goes that a consumer has not passed, unless forced. Every commit drops at
+offset asked for. Nothing goes that a consumer has not passed, or that a pinned manifest is made of,
+unless forced. Every commit drops at
 most BATCHES and moves the stream's start, so that a crash leaves a stream that begins somewhere in
 between. Freed pages are used again by what is appended next; `compact` gives them back.
 """
@@ -12,8 +13,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from eventlog.engine import commit, index, payload_store, rows
+from eventlog.engine import commit, index, payload_store, pins, rows
 from eventlog.engine.group import PAUSE_S
 from eventlog.engine.index import IndexEntry
 from eventlog.engine.rows import StreamRow
@@ -33,7 +35,7 @@ class Retained:
     """What a retention did: `[start, end)` is what is left.
 
     `offsets` and `bytes` (as stored) were dropped. `asked` is the offset below which all should go,
-    `held_by` the consumers that kept it from being reached.
+    `held_by` the consumers that kept it from being reached, `pinned_by` the ids of such pins.
     """
 
     start: int
@@ -42,6 +44,7 @@ class Retained:
     offsets: int
     bytes: int
     held_by: tuple[str, ...] = ()
+    pinned_by: tuple[str, ...] = ()
 
 
 def retain(
@@ -53,14 +56,14 @@ def retain(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Retained:
-    """Drop what lies below an offset, as far as consumers have passed it.
+    """Drop what lies below an offset, as far as consumers have passed it and no pin needs it.
 
     With `dry_run` only tells. Raises UsageError for a captured stream.
     """
     with store.read() as txn:
         first = commit.require_stream(store, txn, stream)
         _require_events(first)
-        limit, held_by = _limit(store, txn, first, below, force=force)
+        limit, held = _limit(store, txn, first, below, force=force)
         dropped = list(entries_from(store, txn, first.id, first.start, limit)) if dry_run else []
     if dry_run:
         gone = [entry for entry in dropped if entry.stop <= limit]
@@ -70,14 +73,15 @@ def retain(
             asked=below,
             offsets=sum(entry.records for entry in gone),
             bytes=sum(entry.body_bytes for entry in gone),
-            held_by=held_by,
+            held_by=held.consumers,
+            pinned_by=held.pins,
         )
     at, size, batches = first.start, 0, BATCHES
     while True:
         try:
             with store.write() as txn:
                 row = commit.require_stream(store, txn, stream)
-                limit, held_by = _limit(store, txn, row, below, force=force)
+                limit, held = _limit(store, txn, row, below, force=force)
                 start, gone_bytes = _drop(store, txn, row, limit, batches)
         except DiskFull:
             # Dropping takes pages itself, fewer for fewer batches.
@@ -100,7 +104,8 @@ def retain(
         asked=below,
         offsets=at - first.start,
         bytes=size,
-        held_by=held_by,
+        held_by=held.consumers,
+        pinned_by=held.pins,
     )
 
 
@@ -126,14 +131,26 @@ def _require_events(row: StreamRow) -> None:
         )
 
 
-def _limit(
-    store: Store, txn: Txn, row: StreamRow, below: int, *, force: bool
-) -> tuple[int, tuple[str, ...]]:
-    """How far may be dropped, and the consumers that stand in the way of more."""
+class _Held(NamedTuple):
+    """The names of consumers, and the ids of pins, that stand in the way of more."""
+
+    consumers: tuple[str, ...] = ()
+    pins: tuple[str, ...] = ()
+
+
+def _limit(store: Store, txn: Txn, row: StreamRow, below: int, *, force: bool) -> tuple[int, _Held]:
+    """How far may be dropped, and what stands in the way of more."""
     limit = min(below, row.end)
-    consumers = [] if force else rows.consumer_rows(store, txn, row)
-    held_by = tuple(name for name, consumer in consumers if consumer.offset < limit)
-    return min([limit, *(consumer.offset for _, consumer in consumers)]), held_by
+    if force:
+        return limit, _Held()
+    consumers = [
+        (name, consumer.offset)
+        for name, consumer in rows.consumer_rows(store, txn, row)
+        if consumer.offset < limit
+    ]
+    pinned = pins.holding(pins.pin_rows(store, txn), row, limit)
+    held = _Held(tuple(name for name, _ in consumers), tuple(pin for pin, _ in pinned))
+    return min([limit, *(offset for _, offset in (*consumers, *pinned))]), held
 
 
 def _let_freed_pages_be_used(store: Store, stream: str) -> None:

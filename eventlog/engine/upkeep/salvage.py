@@ -7,7 +7,7 @@
     streams                        kept; one whose row is gone is made anew, as numbers are dense
     entries and bodies             see `eventlog.engine.upkeep.mending`
     schema versions                kept, under dense numbers; records under a lost one are lost
-    consumers, sources, ids        kept, else dropped and named
+    consumers, sources, ids, pins  kept, else dropped and named
     owners and their staging       dropped, as those of the dead always are
 
 Rows of a newer version are never dropped: LogVersionError. Pure: nothing here reads or writes.
@@ -16,16 +16,16 @@ Rows of a newer version are never dropped: LogVersionError. Pure: nothing here r
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eventlog.engine import ids, index, rows
+from eventlog.engine import ids, index, pins, rows
 from eventlog.engine.directory import FORMAT_NUMBER
 from eventlog.engine.index import IndexEntry
 from eventlog.engine.rows import ConsumerRow, StreamRow
 from eventlog.engine.sealed import unseal
-from eventlog.engine.upgrade import FEATURES
+from eventlog.engine.upgrade import FEATURES, KNOWN
 from eventlog.engine.upkeep.damaged_keys import proves_itself, restore_keys
 from eventlog.engine.upkeep.findings import BodyFacts, Findings, proven
 from eventlog.engine.upkeep.mending import BodyOf, LostRange
@@ -82,13 +82,32 @@ def sound_log(found: Findings, *, new_id: bytes, now_us: int) -> Salvaged:
         done.streams.append(stream)
         done.dropped += stream.dropped
         done.rebuilt += stream.rebuilt
+    kept = _pins(done, meta, damaged, counters)
     owners = [m.get("id", 0) for k, m in meta.items() if k.startswith(rows.OWNER_KEYS)]
     done.meta[rows.COUNTERS_KEY] = {
         **(counters or {}),
         "stream": max([0, *streams]) + 1,
         "owner": max([(counters or {}).get("owner", 1), *[number + 1 for number in owners]]),
+        **({pins.COUNT: kept} if kept or pins.count_in(counters or {}) else {}),
     }
     return done
+
+
+def _pins(
+    done: Salvaged,
+    meta: Mapping[bytes, Mapping[str, Any]],
+    damaged: Sequence[bytes],
+    counters: Mapping[str, Any] | None,
+) -> int:
+    """Keep the pins that can be read; returns how many."""
+    ends = {stream.row.name: stream.row.end for stream in done.streams}
+    kept, gone = pins.salvaged(meta, damaged, ends, counted=pins.count_in(counters or {}))
+    done.meta |= kept
+    done.dropped += gone
+    known = done.meta[rows.FORMAT_KEY]
+    if kept and pins.FEATURE not in known["must_know"]:
+        known["must_know"] = sorted({*known["must_know"], pins.FEATURE})
+    return len(kept)
 
 
 def _unsealed(stored: Mapping[bytes, bytes]) -> tuple[dict[bytes, dict[str, Any]], list[bytes]]:
@@ -112,7 +131,7 @@ def _format(done: Salvaged, meta: Mapping[bytes, Mapping[str, Any]]) -> bool:
         counted = any("end" in m for k, m in meta.items() if k.startswith(rows.STREAM_KEYS))
     else:
         counted = "heads" in found["must_know"]
-    unknown = set(found["must_know"]) - set(FEATURES)
+    unknown = set(found["must_know"]) - KNOWN
     if found["number"] != FORMAT_NUMBER or unknown:
         raise LogVersionError(
             f"a newer version wrote this log: its format is number {found['number']}, with "

@@ -11,7 +11,7 @@ class Violation:
 
     `invariant` is `I1`, `I2`, `I4` or `I6` (DESIGN.md), or the part of the format that is damaged:
     `format`, `meta`, `counters`, `head`, `index`, `payload`, `schema`, `consumer`, `staging`,
-    `ids`, `store`.
+    `ids`, `pins`, `store`.
     `where` names the row, the entry or the payload; `what` is one sentence.
     """
 

@@ -1,0 +1,1 @@
+"""Rows as they were seen, and what was known then: training sets without the future (D17)."""

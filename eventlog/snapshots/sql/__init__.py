@@ -1,0 +1,1 @@
+"""Time-travel SQL: queries over tables as they stood at their cuts."""

@@ -1,0 +1,183 @@
+"""Run one query over snapshots: parse, resolve, load what it reads, answer."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from eventlog.changes.duck import locked_connection
+from eventlog.errors import EnvironmentFault, EventLogError, UnknownColumn, UsageError
+from eventlog.snapshots.snapshot import Snapshot
+from eventlog.snapshots.sql.loading import Loader, Terms
+from eventlog.snapshots.sql.naming import Source, places, resolve
+from eventlog.snapshots.sql.parsing import parse
+from eventlog.snapshots.sql.result import Result
+
+_COLUMN = re.compile(r'column (?:named )?"([^"]+)"', re.IGNORECASE)
+_LINE = re.compile(r"LINE (\d+): ")
+
+
+def run(
+    snapshot: Snapshot,
+    query: str,
+    others: Mapping[str, Snapshot],
+    *,
+    terms: Terms,
+    threads: int,
+) -> Result:
+    """Answer a query over the streams of a snapshot, and others under their aliases.
+
+    Only the tables that it names are rebuilt, and of them only the columns that it can mean.
+    Raises UsageError for what is wrong with the query, UnknownTable, SnapshotRefused,
+    ValueDoesNotFit, and EnvironmentFault where memory or disk do not suffice.
+    """
+    known = places(snapshot, others)
+    with _spill_directory() as spill_dir:
+        connection = locked_connection(threads=threads, spill_dir=spill_dir)
+        sources: dict[str, Source] = {}
+        try:
+            parsed = parse(connection, query)
+            paths: dict[str, list[tuple[str, ...]]] = {}
+            for path in parsed.paths:
+                source = resolve(path, known, list(snapshot.parts))
+                identity = f"{source.place.alias} {source.kind} {source.name}"
+                sources[identity] = source
+                paths.setdefault(identity, []).append(path)
+            _require_different(paths)
+            _require_casts(terms, list(sources.values()))
+            loader = Loader(connection=connection, terms=terms, names=parsed.names)
+            for identity, source in sources.items():
+                loader.load(source, _different(paths[identity]))
+            answer = _answer(connection, query)
+        except EventLogError:
+            raise
+        except Exception as error:
+            raise _explained(error, list(sources.values())) from error
+        finally:
+            connection.close()
+    cuts = {source.place.alias: source.place.part.cut for source in sources.values()}
+    return Result(answer, cuts=cuts, unfit=loader.unfit)
+
+
+def _require_different(paths: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
+    """Raise UsageError where two tables have one name to DuckDB, which does not look at case."""
+    owners: dict[tuple[str, ...], tuple[str, tuple[str, ...]]] = {}
+    for identity, written in paths.items():
+        for path in written:
+            # A name alone stands in DuckDB's schema `main`, which a source may have, too.
+            whole = path if len(path) > 1 else ("main", *path)
+            owner, other = owners.setdefault(tuple(map(str.lower, whole)), (identity, path))
+            if owner != identity:
+                case = " differ by case alone" if len(path) == len(other) else " are one name"
+                raise UsageError(
+                    f"tables {'.'.join(other)} and {'.'.join(path)}{case}, which one query does "
+                    "not tell apart",
+                    hint="ask one of them under another name: schema.table, or an alias",
+                )
+
+
+def _require_casts(terms: Terms, sources: Sequence[Source]) -> None:
+    """Raise UnknownColumn for a cast of a column that no table of the query has."""
+    known = [name for source in sources if source.version for name in source.version.names]
+    for name in terms.cast:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or known[:10]
+            raise UnknownColumn(
+                f"no table of the query has a column {name!r} to cast",
+                hint=f"there is {', '.join(near) or 'no column'}",
+            )
+
+
+@contextmanager
+def _spill_directory() -> Iterator[str]:
+    """A directory of the query's own for what outgrows memory."""
+    try:
+        directory = tempfile.TemporaryDirectory(prefix="eventlog-sql-")
+    except OSError as error:
+        raise EnvironmentFault(
+            f"no directory for large intermediate results can be made: {error}",
+            hint="TMPDIR names where: a directory that is there, writable, and has room",
+        ) from error
+    with directory as path:
+        yield path
+
+
+def _answer(connection: Any, query: str) -> Any:
+    import duckdb
+
+    try:
+        return connection.sql(query).to_arrow_table()
+    except (duckdb.BinderException, duckdb.CatalogException):
+        # Nothing ran yet; asked in this way, DuckDB says the position, too.
+        connection.execute(query)
+        raise
+
+
+def _different(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Those that DuckDB tells apart."""
+    return list({tuple(map(str.lower, path)): path for path in reversed(paths)}.values())
+
+
+def _explained(error: Exception, sources: Sequence[Source]) -> Exception:
+    """DuckDB's error in one sentence, with its position and what could be meant."""
+    import duckdb
+
+    if not isinstance(error, duckdb.Error):
+        return error
+    cause, where = _cause(str(error))
+    if isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
+        return EnvironmentFault(
+            f"the query needs more than there is: {cause}",
+            hint="name fewer columns, filter earlier, or give it a larger temporary directory "
+            "(TMPDIR)",
+        )
+    return UsageError(f"the query fails{where}: {cause}", hint=_hint(str(error), sources))
+
+
+def _cause(message: str) -> tuple[str, str]:
+    """The first sentence, and where DuckDB points at."""
+    lines = message.splitlines()
+    cause = lines[0].partition("Error: ")[2] or lines[0]
+    for line, below in zip(lines, [*lines[1:], ""], strict=True):
+        found = _LINE.match(line)
+        if found is not None:
+            where = f" at line {found[1]}"
+            # A long line is shown from its middle on, and then no column can be told.
+            if "^" in below and not line[found.end() :].startswith("..."):
+                where += f", column {below.index('^') - found.end() + 1}"
+            return cause.rstrip("!."), where
+    return cause.rstrip("!."), ""
+
+
+def _hint(message: str, sources: Sequence[Source]) -> str:
+    column = _COLUMN.search(message)
+    columns = {
+        name: source.name
+        for source in sources
+        for name in (source.version.names if source.version else _EVENT_COLUMNS)
+    }
+    if column is not None and columns:
+        near = difflib.get_close_matches(column[1], columns, n=3) or list(columns)[:10]
+        return f"there is {', '.join(near)}"
+    meant = re.search(r'Did you mean "([^"]+)"', message)
+    if meant is not None:
+        return f"there is {meant[1]}"
+    return "queries are written in DuckDB's SQL: https://duckdb.org/docs/stable/sql/introduction"
+
+
+_EVENT_COLUMNS = ("_offset", "_time", "key", "value")
+
+
+def as_snapshots(others: Mapping[str, Any]) -> Mapping[str, Snapshot]:
+    """The aliases of a call. Raises UsageError for what is no snapshot."""
+    for alias, other in others.items():
+        if not isinstance(other, Snapshot):
+            raise UsageError(
+                f"{alias}= is no snapshot",
+                hint=f"give one: sql(query, {alias}=log.snapshot('shop', at='2026-01-31'))",
+            )
+    return others

@@ -1,0 +1,78 @@
+"""Which digest a transform's name and version stand for, once and for all, in the log itself.
+
+The event stream `transforms` has one event per version, under the key `name@version`::
+
+    {"v": 1, "name", "version", "digest", "kind": "function" | "estimator", "source"}
+
+`source` is what the digest was taken over, so that years later the log can still say what was run.
+An event's id is its key, so that two processes that register at once store one of the two.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from eventlog.changes.event_view import EventView
+from eventlog.codecs.events import CODEC
+from eventlog.engine import Append, Engine, Plan, batch_of_one, now_us
+from eventlog.errors import TransformRefused
+from eventlog.snapshots.transform.definition import Transform
+
+STREAM = "transforms"
+SHOWN_LINES = 3
+
+
+def register(engine: Engine, transform: Transform) -> None:
+    """Store the transform's digest, or compare it with the one that is stored.
+
+    Raises TransformRefused where its source is another one than that of the same version.
+    """
+    value = {
+        "v": 1,
+        "name": transform.name,
+        "version": transform.version,
+        "digest": transform.digest,
+        "kind": transform.kind,
+        "source": transform.source,
+    }
+    stored = stored_once(engine, transform.identity, value)
+    assert stored is not None
+    if stored["digest"] != transform.digest:
+        raise TransformRefused(
+            f"transform {transform.identity} is not what this log knows under that version"
+            + _change(stored["source"], transform.source),
+            hint=f"raise its version to {transform.version + 1}, or restore its source",
+        )
+
+
+def stored_once(
+    engine: Engine, key: str, value: dict[str, Any], *, fresh: bool = True
+) -> dict[str, Any] | None:
+    """The event of stream `transforms` under that key; where there is none, it is stored now.
+
+    Without `fresh` none is stored, and None returned.
+    """
+    engine.create_stream(STREAM, "events")
+    found = _stored(engine, key)
+    if found is None and fresh:
+        record = CODEC.encoder().one(key, value)
+        batch = batch_of_one(CODEC.id, record, time_us=now_us())
+        engine.commit(Plan(appends=[Append(stream=STREAM, batches=[batch], ids=(key,))]))
+        found = _stored(engine, key) or value
+    return found
+
+
+def _stored(engine: Engine, key: str) -> dict[str, Any] | None:
+    """The first event under the key: what was registered stays."""
+    low, end = engine.bounds(STREAM)
+    events = EventView(engine, STREAM).items(low, end)
+    return next((event.value for event in events if event.key == key and event.value), None)
+
+
+def _change(before: str, after: str) -> str:
+    """The first lines that differ."""
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
+    changed = [line.strip() for line in lines if line[:3] not in ("---", "+++", "@@ ")]
+    shown = [line for line in changed if line.strip("+- ")][:SHOWN_LINES]
+    return f": {' | '.join(line[:80] for line in shown)}" if shown else ""

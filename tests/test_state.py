@@ -1,0 +1,298 @@
+"""The columnar state, held to the fold that goes record by record, whatever the log holds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import eventlog
+from eventlog import UNCHANGED
+from eventlog.changes.fold import Placed
+from eventlog.changes.schema import Schema
+from eventlog.changes.split import texts_of
+from eventlog.snapshots.state import row_pass, span, table_state
+from eventlog.snapshots.state.arrow_texts import binary_array
+from eventlog.snapshots.state.checkpoint import Checkpoint
+from eventlog.snapshots.state.checkpoint_folder import CheckpointFolder
+from eventlog.snapshots.state.hashing import Hashes, KeyHasher
+from eventlog.snapshots.state.offset_set import OffsetSet
+from eventlog.snapshots.state.survivors import grouped, latest, unmatched
+from eventlog.snapshots.state.table_state import TableState
+from tests.fix_log import INT, MadeSource, column, insert, update
+from tests.made_histories import RELATION, MadeHistory, folded
+
+
+class Limits(NamedTuple):
+    """What a state may hold, small enough for a few records to exceed it."""
+
+    run_events: int
+    key_bytes: int
+    keep_bytes: int
+    fetch_rows: int
+
+
+GENEROUS = Limits(1 << 18, 1 << 28, 1 << 28, 4096)
+LARGE_ROWS, LARGE_BYTES = 12_000, 8_000
+LIMITS = st.one_of(
+    st.just(GENEROUS),
+    st.builds(
+        Limits,
+        st.sampled_from([1, 2, 7]),
+        st.sampled_from([1, 150, 400, 1 << 28]),
+        st.sampled_from([0, 3000, 1 << 28]),
+        st.sampled_from([1, 3]),
+    ),
+)
+
+
+@contextmanager
+def limited(limits: Limits) -> Iterator[None]:
+    with ExitStack() as end:
+        for module, name, value in [
+            (table_state, "RUN_EVENTS", limits.run_events),
+            (table_state, "KEY_BYTES", limits.key_bytes),
+            (table_state, "KEEP_BYTES", limits.keep_bytes),
+            (span, "SHARES_MAX", 4),
+            (row_pass, "_FIRST_FETCH", limits.fetch_rows),
+            (row_pass, "FETCH_BYTES", limits.fetch_rows * 10),
+        ]:
+            end.enter_context(mock.patch.object(module, name, value))
+        yield
+
+
+def state_at(
+    log: eventlog.Log, table: Schema, stop: int, base: Checkpoint | None = None
+) -> TableState:
+    return table_state.table_state(log.engine, log._history("shop"), table, stop=stop, base=base)
+
+
+def rows_of(state: TableState, max_rows: int = 3) -> list[Placed]:
+    found: list[Placed] = []
+    width = len(state.version.columns)
+    for rows in state.rows(range(width), max_rows=max_rows):
+        assert 0 < len(rows) <= max_rows
+        columns = [rows.texts(place).to_list() for place in range(width)]
+        values: Any = zip(*columns, strict=True) if width else [()] * len(rows)
+        found += zip(rows.offsets.tolist(), values, strict=True)
+    return found
+
+
+def assert_same(log: eventlog.Log, stop: int, base: Checkpoint | None = None) -> None:
+    """The state at the cut is what the definition has, rows and facts alike."""
+    table = log._history("shop").in_force(stop)[RELATION]
+    fold, rows = folded(log, table, stop)
+    state = state_at(log, table, stop, base)
+    assert rows_of(state) == rows, f"at {stop}"
+    assert state.num_rows == len(rows)
+    known = state.facts
+    assert (known.seen, known.copying, known.copied_from, known.lost) == (
+        fold.seen,
+        fold.copying,
+        fold.copied_from,
+        fold.lost,
+    )
+
+
+def cuts(log: eventlog.Log, random: Random) -> list[int]:
+    """Some cuts of the log, its end among them."""
+    end = log.stream("shop").end
+    return [*random.sample(range(end), min(5, end)), end]
+
+
+@given(seed=st.integers(0, 1 << 32), limits=LIMITS, identities=st.sampled_from(["d", "f", "dfni"]))
+@settings(max_examples=40, deadline=None)
+def test_any_history_has_the_state_that_the_fold_defines(
+    seed: int, limits: Limits, identities: str
+) -> None:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        eventlog.open(folder + "/log", create=True) as log,
+        limited(limits),
+    ):
+        history = MadeHistory(log, Random(seed), identities=identities)
+        history.write(12)
+        for stop in cuts(log, Random(seed)):
+            assert_same(log, stop)
+        history.source.close()
+        assert log.check() == []
+
+
+@given(seed=st.integers(0, 1 << 32), limits=LIMITS)
+@settings(max_examples=25, deadline=None)
+def test_a_state_is_the_same_from_any_checkpoint(seed: int, limits: Limits) -> None:
+    random = Random(seed)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        eventlog.open(folder + "/log", create=True) as log,
+        limited(limits),
+    ):
+        history = MadeHistory(log, random)
+        history.write(12)
+        end = log.stream("shop").end
+        codec = eventlog.changes.change_view.source_codec(log.engine, log._history("shop"))
+        checkpoints = CheckpointFolder(log.engine, log._history("shop"))
+        for at in random.sample(range(end + 1), min(3, end + 1)):
+            table = log._history("shop").in_force(at)[RELATION]
+            base = checkpoints.nearest(RELATION, at)
+            checkpoints.write(state_at(log, table, at, base), codec, stop=at)
+        for stop in cuts(log, random):
+            assert_same(log, stop, checkpoints.nearest(RELATION, stop))
+        history.source.close()
+        assert log.check() == []
+
+
+EXPORT = """
+import sys
+from pathlib import Path
+import eventlog
+from eventlog.cli.export_files import write_pieces
+from eventlog.snapshots.state import row_pass, table_state
+
+def anonymous():
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+
+def sampled(pieces):
+    for piece in pieces:
+        peaks.append(anonymous())
+        yield piece
+
+table_state.KEEP_BYTES = table_state.BATCH_BYTES = row_pass.FETCH_BYTES = 4 << 20
+row_pass._FIRST_FETCH = 64
+with eventlog.open(sys.argv[1]) as log:
+    for at, peaks in ((1, []), ("end", [])):
+        table = log.snapshot("shop", at=at).table("big")
+        rows = write_pieces(sampled(table.to_batches()), Path(sys.argv[2]))
+        assert rows == table.num_rows
+        if at == 1:
+            begun = anonymous()
+    print(rows, len(peaks), max(peaks) - begun)
+"""
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".arrow"])
+def test_a_table_larger_than_what_may_be_held_is_exported_by_pieces(
+    large: Path, tmp_path: Path, suffix: str
+) -> None:
+    command = [sys.executable, "-c", EXPORT, str(large), str(tmp_path / f"big{suffix}")]
+    # What is freed goes back at once, so that only what is held counts.
+    freeing = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
+    environment = {**os.environ, **freeing, "MALLOC_TRIM_THRESHOLD_": "0"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    rows, pieces, grown = map(int, done.stdout.split())
+    assert rows == LARGE_ROWS and pieces > 5
+    assert grown < LARGE_ROWS * LARGE_BYTES * 3 // 4  # held whole, it would be twice its size
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log with a table of 96 MB; values of updated rows are of long ago."""
+    path = tmp_path_factory.mktemp("large") / "log"
+    with eventlog.open(path, create=True) as log:
+        source = MadeSource(log, "shop")
+        table = source.table("big", column("id", INT, key=True), column("text"))
+        source.commit(insert(table, 0, Random(0).randbytes(LARGE_BYTES // 2).hex()))
+        for first in range(1, LARGE_ROWS, 50):
+            numbers = range(first, min(first + 50, LARGE_ROWS))
+            source.commit(
+                *(insert(table, n, Random(n).randbytes(LARGE_BYTES // 2).hex()) for n in numbers)
+            )
+        source.commit(*(update(table, n, UNCHANGED) for n in range(0, LARGE_ROWS, 5)))
+        source.close()
+    return path
+
+
+# Its parts
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=60), st.sampled_from([1, 3, 64])
+)
+def test_survivors_are_those_of_a_map_and_of_stacks(
+    events: list[tuple[int, bool]], spread: int
+) -> None:
+    """`spread` 1: all hashes agree in their upper half, and only the whole tells keys apart."""
+    keys = np.array([key for key, _ in events], np.uint64)
+    hashes = Hashes(keys * np.uint64(2**63 // spread + 1) if spread > 1 else keys, keys)
+    numbers = np.array([2 * at + put for at, (_, put) in enumerate(events)], np.int64)
+    last: dict[int, int] = {}
+    stacks: dict[int, list[int]] = {}
+    for at, (key, put) in enumerate(events):
+        stack = stacks.setdefault(key, [])
+        if put:
+            last[key] = at
+            stack.append(at)
+        else:
+            last.pop(key, None)
+            if stack:
+                stack.pop()
+    found = grouped(hashes)
+    assert sorted(latest(found, numbers).tolist()) == sorted(last.values())
+    assert sorted(unmatched(found, numbers).tolist()) == sorted(chain(*stacks.values()))
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.one_of(st.none(), st.binary(max_size=80)), min_size=2, max_size=2)))
+def test_rows_are_told_apart_by_their_hashes(rows: list[list[bytes | None]]) -> None:
+    columns = [texts_of([row[place] for row in rows]) for place in range(2)]
+    data = np.concatenate([each.data for each in columns])
+    places = [(columns[0].starts, columns[0].lengths)]
+    places.append((columns[1].starts + len(columns[0].data), columns[1].lengths))
+    found = KeyHasher().hashes(data, places, len(rows))
+    pairs = zip(found.first.tolist(), found.second.tolist(), strict=True)
+    known: dict[tuple[int, int], list[bytes | None]] = {}
+    for pair, row in zip(pairs, rows, strict=True):
+        assert known.setdefault(pair, row) == row
+    assert len(known) == len({tuple(row) for row in rows})
+
+
+@settings(deadline=None)
+@given(st.sets(st.integers(5, 300)), st.integers(0, 310))
+def test_a_set_of_offsets_is_a_set(offsets: set[int], start: int) -> None:
+    ascending = np.array(sorted(offsets), np.int64)
+    found = OffsetSet(5, 301)
+    found.add(ascending[::2])
+    found.add(ascending[1::2])
+    everything = np.arange(5, 301)
+    assert everything[found.mask(everything)].tolist() == ascending.tolist()
+    assert len(found) == len(offsets)
+    later = found.from_start(start)
+    assert [o for block in later.blocks() for o in block.tolist()] == [
+        o for o in sorted(offsets) if o >= start
+    ]
+    if any(start <= o < start + 4 for o in offsets):
+        assert found.holds(start, start + 4)
+    found.clear()
+    assert not found.holds(0, 400) and len(found) == 0
+
+
+@settings(deadline=None)
+@given(st.lists(st.one_of(st.none(), st.binary(max_size=20))), st.randoms())
+def test_texts_become_binary_arrays_in_any_order(
+    values: list[bytes | None], random: Random
+) -> None:
+    texts = texts_of(values)
+    order = list(range(len(values)))
+    for places in (order, order[::2], random.sample(order, len(order))):
+        found = binary_array(texts.take(np.array(places, np.int64)))
+        found.validate(full=True)
+        assert found.to_pylist() == [values[place] for place in places]
