@@ -2,9 +2,14 @@
 
 A table of orders is filled in Postgres and copied into a log. `COPY TO STDOUT`, taken by psycopg
 and thrown away, is what any way out of the database costs at least; pandas makes a frame of a
-query, as people do. The log makes an Arrow table: from its records alone, from a checkpoint, and
-after the whole table was updated until the log is ten times as long, from the checkpoint that the
-first dear fold left. All run in one process, one after the other; the log lies in the page cache.
+query, as people do. The log makes an Arrow table, from its records alone and from a checkpoint.
+
+Then the whole table is updated, again and again. When the log is nearly ten times as long, the
+first snapshot has no checkpoint, is dear, and leaves one behind; then more rows are updated. What a
+snapshot of the end costs now, from that earlier checkpoint, is compared with what it costs to cut
+the same log where it was short, from its records alone: in the same rounds.
+
+All run in one process, one after the other; the log lies in the page cache.
 
 DuckDB's Postgres reader is an extension that is fetched from the network, and is left out.
 """
@@ -17,7 +22,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 
@@ -25,7 +30,15 @@ import cdc
 import eventlog
 from benchmarks.capture import server_of
 from benchmarks.copy import COPIED, FILL, TABLE
-from benchmarks.measure import Contender, Ratio, Result, figures_of, in_turn, ratio_samples
+from benchmarks.measure import (
+    Contender,
+    Ratio,
+    Result,
+    Sample,
+    figures_of,
+    in_turn,
+    ratio_samples,
+)
 from benchmarks.options import Options
 from eventlog.snapshots.state import finding
 
@@ -34,14 +47,19 @@ TIME = "time"
 TIMES = 10
 """How long the log is in the end, in tables."""
 
+BEHIND = 0.5
+"""How much of it lies behind the checkpoint, in tables."""
+
 COPY = "COPY TO STDOUT"
 PANDAS = "pandas read_sql"
 ADBC = "ADBC"
 COLD = "eventlog, cold"
 CHECKPOINT = "eventlog, from a checkpoint"
+FIRST = f"eventlog, cold, the log {TIMES - BEHIND:g} times as long"
+SHORT = "eventlog, cold, cut where the log was short"
 LONG = f"eventlog, the log {TIMES} times as long"
 ROLES = {COPY: "peer", PANDAS: "peer", ADBC: "peer"}
-ROLES |= {COLD: "subject", CHECKPOINT: "subject", LONG: "subject"}
+ROLES |= dict.fromkeys((COLD, CHECKPOINT, FIRST, SHORT, LONG), "subject")
 TARGETS = {COLD: 1.0, CHECKPOINT: 0.3}
 LONG_TARGET = 1.2
 
@@ -73,23 +91,12 @@ def run(options: Options) -> Result:
             samples=options.samples,
             note=lambda text: options.note(f"snapshot: {text}"),
         )
-        shop.drop_checkpoints()
-        options.note(f"snapshot: updating until the log is {TIMES} times as long")
-        with psycopg.connect(server.dsn, autocommit=True) as conn:
-            for _ in range(TIMES - 1):
-                conn.execute("update orders set id = id")
-                conn.execute("vacuum orders")
-        source.capture(log, until="current")
-        _require_checkpoint(log, rows)
-        taken |= in_turn(
-            {LONG: _timed(lambda: _snapshot(log), rows)},
-            samples=options.samples,
-            note=lambda text: options.note(f"snapshot: {text}"),
-        )
+        short = shop.end
+        taken |= _long(options, server.dsn, source, log, rows)
         about: dict[str, Any] = {
             "postgres": server.version,
             "rows": rows,
-            "records": shop.end,
+            "records": {"short": short, "long": shop.end},
             "checkpoint_bytes": sum(each.bytes for each in shop.checkpoints()),
             "left_out": _left_out(),
         }
@@ -117,12 +124,51 @@ def run(options: Options) -> Result:
                 case=case,
                 quantity=TIME,
                 of=LONG,
-                to=COLD,
-                samples=ratio_samples(taken, TIME, of=LONG, to=COLD),
+                to=SHORT,
+                samples=ratio_samples(taken, TIME, of=LONG, to=SHORT),
                 at_most=LONG_TARGET,
             ),
         ),
     )
+
+
+def _long(
+    options: Options, dsn: str, source: cdc.Source, log: eventlog.Log, rows: int
+) -> dict[str, list[Sample]]:
+    """Make the log long, and measure before and behind the checkpoint that it has in the end."""
+
+    def note(text: str) -> None:
+        options.note(f"snapshot: {text}")
+
+    shop = log.stream("shop")
+    short = shop.end
+    shop.drop_checkpoints()
+    note(f"updating until the log is {TIMES} times as long")
+    middle = round(rows * (1 - BEHIND))
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        for _ in range(TIMES - 2):
+            conn.execute("update orders set id = id")
+            conn.execute("vacuum orders")
+        conn.execute("update orders set id = id where id <= %s", (middle,))
+        source.capture(log, until="current")
+        first = _timed(lambda: _snapshot(log), rows, before=shop.drop_checkpoints)
+        taken = in_turn({FIRST: first}, samples=options.samples, note=note, warm_ups=0)
+        if shop.end < finding.DEAR_RECORDS:
+            shop.checkpoint()  # So few records are not dear.
+        conn.execute("update orders set id = id where id > %s", (middle,))
+    source.capture(log, until="current")
+    known = shop.checkpoints()
+    taken |= in_turn(
+        {
+            SHORT: _timed(lambda: _snapshot(log, at=short), rows),
+            LONG: _timed(lambda: _snapshot(log), rows),
+        },
+        samples=options.samples,
+        note=note,
+    )
+    if len(known) != 1 or shop.checkpoints() != known or not short < known[0].offset < shop.end:
+        raise RuntimeError(f"the snapshots did not begin with one checkpoint: {known}")
+    return taken
 
 
 def _peers(dsn: str, rows: int) -> dict[str, Contender]:
@@ -166,19 +212,9 @@ def _adbc(dsn: str) -> int:
         return int(cursor.fetch_arrow_table().num_rows)
 
 
-def _snapshot(log: eventlog.Log) -> int:
-    table = log.snapshot("shop").table(COPIED)
+def _snapshot(log: eventlog.Log, *, at: int | Literal["end"] = "end") -> int:
+    table = log.snapshot("shop", at=at).table(COPIED)
     return int(table.to_arrow().num_rows)
-
-
-def _require_checkpoint(log: eventlog.Log, rows: int) -> None:
-    """The first snapshot is dear, and leaves a checkpoint; with few rows it takes a command."""
-    if _snapshot(log) != rows:
-        raise RuntimeError("the snapshot does not have the table's rows")
-    if TIMES * rows < finding.DEAR_RECORDS:
-        log.stream("shop").checkpoint()
-    if not log.stream("shop").checkpoints():
-        raise RuntimeError("a dear fold left no checkpoint")
 
 
 def _timed(

@@ -316,6 +316,29 @@ def test_a_buffer_beyond_the_reach_of_one_view(monkeypatch: pytest.MonkeyPatch) 
     assert [value.encode() for value in found.to_pylist()] == values
 
 
+@pytest.mark.parametrize("size", [1, 4, 12, 13, 256, 257])
+def test_texts_of_one_length_among_nothings(size: int) -> None:
+    present: list[Text] = [bytes([65 + n % 26]) * size for n in range(30)]
+    nothings: list[Text] = [None, UNCHANGED, ABSENT]
+    for values in (present, [*nothings, *present, None], [present[0]], [None, present[0]]):
+        found, misfits = column_of(25, texts_of(values), pa.string())
+        texts = [value.decode() if isinstance(value, bytes) else None for value in values]
+        assert (found.to_pylist(), misfits) == (texts, [])
+        found.validate(full=True)
+
+
+@pytest.mark.parametrize("month", [b"2026-02", b"2024-02", b"2026-00", b"2026-13", b"x026-01"])
+def test_a_column_of_one_month_is_read_like_any_other(month: bytes) -> None:
+    for oid, rest in [(1082, b""), (1114, b" 12:34:56.5"), (1184, b" 12:34:56.5+00")]:
+        days = [b"%s-%02d%s" % (month, day, rest) for day in (0, 1, 28, 29, 30)]
+        for values in (days, days[:1], days[2:3]):
+            alike, other = texts_of(values), texts_of([*values, b"2026-07-14" + rest])
+            found, misfits = column_of(oid, alike, target_of(oid, -1))
+            mixed, wrong = column_of(oid, other, target_of(oid, -1))
+            assert misfits == wrong
+            assert found.to_pylist() == mixed.to_pylist()[:-1]
+
+
 def test_a_text_outside_its_buffer_is_refused() -> None:
     data = np.frombuffer(b"123", np.uint8)
     for start, length in [(-1, 1), (3, 1), (0, 4), (2**62, 2**62), (4, 0)]:

@@ -226,6 +226,37 @@ def test_a_copy_of_a_table_that_is_rewritten_meanwhile_begins_anew(
         assert_snapshot_equals_postgres(log, database18, "t")
 
 
+def test_tables_that_change_names_while_they_are_copied_are_not_taken_for_each_other(
+    database18: Database, log: eventlog.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any lock, and so behind whatever named the table before it."""
+    lock, made = chunks.lock, 0
+
+    def late(conn: Any, found: Any) -> None:
+        nonlocal made
+        if found and made < 12:
+            made += 1
+            database18.execute(
+                "alter table t rename to s; alter table u rename to t; alter table s rename to u"
+            )
+        lock(conn, found)
+
+    monkeypatch.setattr(chunks, "lock", late)
+    database18.execute("create table other (id int primary key)")
+    with captured_in_background(log, shop(database18)) as background:
+        background.saw("streaming")
+        for name, first in (("t", 1), ("u", 10_001)):
+            database18.execute(
+                f"create table {name} (id int primary key, note text);"
+                f"insert into {name} select g, repeat('n', 50) from"
+                f" generate_series({first}, {first + 999}) g"
+            )
+        until(lambda: made == 12 and not state_of(log).copies, "the end of all copies")
+        database18.execute("insert into t values (-1, 'new'); insert into u values (-2, 'new')")
+        settle(log, database18, background)
+        assert_snapshot_equals_postgres(log, database18, "t", "u")
+
+
 def test_a_copy_that_is_stopped_again_and_again_goes_on(
     database18: Database, log: eventlog.Log
 ) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 import eventlog
-from benchmarks import append, decode, read, subjects
+from benchmarks import append, decode, read, snapshot, subjects
 from benchmarks.appender import Absent, Appender, NotStored, Opener
 from benchmarks.child import ChildFailed, run_child
 from benchmarks.load import Case, Load, load_of
@@ -305,6 +305,27 @@ def test_seen_answers_as_duckdb_does_and_shows_both(tmp_path: Path) -> None:
     (target,) = [ratio for ratio in result["ratios"] if ratio["at_least"] is not None]
     assert (target["of"], target["to"]) == ("Snapshot.seen", "1M in 10 s")
     assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_snapshot_shows_the_database_beside_and_the_log_short_and_long(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    done = run_benchmarks(
+        "snapshot", "--quick", "--rows", "2000", "--directory", str(tmp_path), "--json", str(file)
+    )
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(file.read_text("utf-8"))["results"]
+    expect_samples(result, done.stdout)
+    records = result["about"]["records"]
+    assert records["short"] >= 2000
+    assert records["long"] - records["short"] >= 9 * 2000
+    targets = [ratio for ratio in result["ratios"] if ratio["at_most"] is not None]
+    assert {(ratio["of"], ratio["to"], ratio["at_most"]) for ratio in targets} == {
+        (snapshot.COLD, snapshot.COPY, 1.0),
+        (snapshot.CHECKPOINT, snapshot.COPY, 0.3),
+        (snapshot.LONG, snapshot.SHORT, 1.2),
+    }
+    assert os.listdir(tmp_path) == ["results.json"]
+    assert processes_in(tmp_path) == []
 
 
 def test_history_shows_the_index_beside_what_it_tells(tmp_path: Path) -> None:

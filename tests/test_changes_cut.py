@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
+import numpy as np
 import pytest
 
 import eventlog
-from eventlog.changes.cut import cut_of, microseconds
+from eventlog.changes.cut import cut_of, microseconds, offset_of
 from eventlog.changes.schema import Schema
 from eventlog.errors import CutInsideTransaction, OffsetOutOfRange, UsageError
 from tests.fix_log import HOUR_US, INT, T0_US, MadeSource, column, insert
@@ -41,6 +42,14 @@ def test_what_is_no_time_is_refused(log: eventlog.Log, time: Any) -> None:
     log.stream("clicks", create=True)
     with pytest.raises(UsageError, match="neither an offset nor a time"):
         cut_of(log.engine, "clicks", time)
+
+
+def test_an_offset_of_numpy_is_an_offset(log: eventlog.Log) -> None:
+    log.stream("clicks", create=True).append_many([1, 2])
+    offset = offset_of(log.engine, "clicks", np.int64(1))
+    assert (offset, type(offset)) == (1, int)
+    with pytest.raises(UsageError):
+        offset_of(log.engine, "clicks", np.bool_(True))
 
 
 def test_a_cut_inside_a_transaction_moves_back_to_its_start(

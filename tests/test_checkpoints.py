@@ -160,6 +160,29 @@ def test_typed_columns_are_what_the_texts_are(log: eventlog.Log, shop: MadeSourc
             assert one == other
 
 
+def test_a_column_asked_for_twice_or_called_as_ours_is_the_same_from_a_checkpoint(
+    log: eventlog.Log, shop: MadeSource
+) -> None:
+    table = shop.table("orders", column("id", INT, key=True), column("_offset", NUMERIC))
+    shop.commit(insert(table, 1, "1.5"), insert(table, 2, None))
+
+    def shown() -> list[pa.Table]:
+        taken = log.snapshot("shop").table("orders")
+        return [
+            taken.to_arrow(["id", "_offset", "id"]),
+            taken.to_arrow(["_offset"], offsets=True),
+            taken.to_arrow(offsets=True),
+        ]
+
+    without = shown()
+    log.stream("shop").checkpoint()
+    with records_read() as read:
+        found = shown()
+    assert read == [0]
+    for one, other in zip(without, found, strict=True):
+        assert one.schema.equals(other.schema, check_metadata=True) and one.equals(other)
+
+
 def test_typed_columns_come_without_decoding(
     log: eventlog.Log, shop: MadeSource, orders: Schema
 ) -> None:

@@ -256,6 +256,19 @@ def exported(path: Path) -> list[dict[str, Any]]:
     return table.to_pylist()
 
 
+def test_export_takes_every_insert_of_a_table_without_identity(
+    shop: MadeSource, run: Run, run_cli: RunCli, log: eventlog.Log, tmp_path: Path
+) -> None:
+    table = shop.table("bare", column("n", INT), identity="n", inserts_only=True)
+    shop.commit(insert(table, 1), insert(table, 1))
+    out = tmp_path / "bare.csv"
+    args = ("snapshot", "export", "shop", "--table", "bare", "--out", str(out))
+    refused = run_cli(*args, "--log", str(log.path))
+    assert refused.returncode == 1
+    assert "--as-inserts" in refused.stderr
+    assert "2 rows in" in run(*args, "--as-inserts").stdout
+
+
 def test_export_moves_a_cut_out_of_a_transaction_and_says_so(
     shop: MadeSource, run: Run, tmp_path: Path
 ) -> None:

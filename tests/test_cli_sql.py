@@ -63,6 +63,10 @@ def test_a_table_and_where_it_was_cut(run: Run, orders: Schema) -> None:
     assert done.stderr == "shop as of offset 3 (2026-01-01T01:00:00+00:00)\n"
 
 
+def test_numbers_are_bare_for_they_may_be_ids_and_years(run: Run) -> None:
+    assert run("select 2013 as year, -1234567 as id").stdout == "year        id\n2013  -1234567\n"
+
+
 def test_a_cut_by_offset_time_and_end(run: Run, orders: Schema) -> None:
     first = "select amount::double from orders where id = 1"
     for at, amount in (("2", 10.5), ("1", None), ("2026-01-01T00:30", 10.5), ("end", 11.25)):

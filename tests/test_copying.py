@@ -411,6 +411,27 @@ def test_a_table_altered_after_the_snapshot_is_told_and_not_copied(
     assert copy.lines() == [b"%d\n" % i for i in range(1, 10)]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        'alter table b rename to "B ""new"""',
+        'create schema "Else where"; alter table b set schema "Else where"',
+        "alter table a rename to c; alter table b rename to a; alter table c rename to b",
+        "alter table b rename to c; create table b (id int); insert into b values (77)",
+    ],
+)
+def test_a_table_renamed_after_the_snapshot_is_copied_and_no_namesake_of_it(
+    copy: Copy, database: Database, change: str
+) -> None:
+    for name, first in (("a", 1), ("b", 101)):
+        database.execute(f"create table {name} (id int)")
+        database.execute(f"insert into {name} select generate_series({first}, {first + 5000})")
+    assert copy.run("public.a", "public.b", meanwhile=lambda: database.execute(change))
+    assert copy.rewritten == []
+    numbers = [*range(1, 5002), *range(101, 5102)]
+    assert copy.lines() == [b"%d\n" % number for number in numbers]
+
+
 @pytest.mark.usefixtures("small_chunks")
 def test_the_files_are_not_rewritten_while_they_are_copied(copy: Copy, database: Database) -> None:
     database.execute(ITEMS)

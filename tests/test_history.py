@@ -244,6 +244,14 @@ def test_what_the_stream_could_not_show_is_noted(shop: MadeSource) -> None:
     assert (offsets(before), before.notes) == ([(1, 0)], [])
 
 
+def test_rows_that_were_there_before_the_capture_are_no_gap(shop: MadeSource) -> None:
+    key = column("id", INT, key=True)
+    awaited = shop.table("t", key, unseen_since=-1, unseen_reason="the rows are not copied yet")
+    shop.commit(insert(awaited, 1))
+    found = shop.stream.history("t", 1)
+    assert (offsets(found), found.notes) == ([(1, 0)], [])
+
+
 @pytest.mark.usefixtures("apart")
 def test_a_damaged_batch_keeps_only_the_rows_in_it_from_being_told(fragile: Engine) -> None:
     with eventlog.open(fragile.path) as log:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -318,6 +319,25 @@ def test_files_may_be_deleted_at_any_time(
     expect_all(log, filled, index)
     expect_all(log, filled, fresh(log))
     assert sum(one.count for one in index.runs()) == sum(map(len, filled[1].values()))
+
+
+@pytest.mark.usefixtures("small")
+def test_runs_of_records_that_came_while_one_looked_are_kept(
+    log: eventlog.Log, shop: MadeSource, filled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run beyond the end that one knew was taken for one of another log, and removed."""
+    index, listed = fresh(log), os.listdir
+
+    def busy(folder: Path) -> list[str]:
+        monkeypatch.setattr(chain.os, "listdir", listed)
+        shop.commit(insert(filled[0], 1000, "a"))
+        fresh(log).update(log.stream("shop").end)
+        return listed(folder)
+
+    monkeypatch.setattr(chain.os, "listdir", busy)
+    index.runs()
+    left = fresh(log).runs()
+    assert left and left[-1].stop == log.stream("shop").end
 
 
 @pytest.mark.usefixtures("small")

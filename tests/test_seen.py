@@ -462,6 +462,11 @@ def test_tables_without_updates_are_seen_as_inserts_and_looked_up_by_nobody(
     assert "as_inserts=True" in caught.value.hint
 
 
+def _above_the_mean(rows: pa.Table) -> Any:
+    ids = rows.column("id").to_numpy()
+    return ids > ids.mean()
+
+
 @pytest.mark.parametrize(
     ("wrong", "error", "cause"),
     [
@@ -485,8 +490,19 @@ def test_tables_without_updates_are_seen_as_inserts_and_looked_up_by_nobody(
         ),
         ({"lookups": [lookup("full", by="id", columns="id")]}, UsageError, "has no key"),
         ({"counts": [count("customers", by="customer")]}, UnknownColumn, "'customer'"),
-        ({"where": "nope > 1"}, UsageError, "where= fails: Binder Error"),
+        ({"where": "nope > 1"}, UsageError, "where= fails: Referenced column"),
         ({"where": lambda rows: [True]}, UsageError, r"where= gave bool of shape \(1,\) for 2"),
+        ({"where": "amount = (select max(amount) from rows)"}, UsageError, "has a subquery"),
+        ({"where": "sum(id) over () > 1"}, UsageError, r"has sum\(\) over a window"),
+        ({"where": "max(id) = id"}, UsageError, r"has max\(\) over all rows"),
+        ({"where": "unnest([true, false])"}, UsageError, r"has unnest\(\), which makes several"),
+        ({"where": "columns(*) > 1"}, UsageError, "has several columns at once"),
+        ({"where": "random() < 2"}, UsageError, r"random\(\) gives another answer each time"),
+        ({"where": "id > 1), (true"}, UsageError, "where= is not one expression"),
+        ({"where": "id > 1) from rows where (true"}, UsageError, "where= is not one expression"),
+        ({"where": " "}, UsageError, "where= is not one expression"),
+        ({"where": "(id = 1) as y from rows --"}, UsageError, "where= fails: syntax error"),
+        ({"where": _above_the_mean}, UsageError, "where= is not row by row: it says otherwise"),
         ({"label": later("id", when="id +")}, UsageError, "when= of 'label' fails"),
     ],
 )
@@ -563,3 +579,14 @@ def test_equal_codes_mean_equal_texts() -> None:
             for other, another in zip(right, zip(*two, strict=True), strict=True):
                 assert (code == other) == (pair == another) or None in pair
             assert (code < 0) == (None in pair)
+
+
+@pytest.mark.parametrize("where", ["max(id) = id", "wavg(id, id) > 0"])
+def test_a_condition_over_all_rows_is_refused_though_there_is_one(
+    log: eventlog.Log, shop: MadeSource, orders: Schema, where: str
+) -> None:
+    shop.commit(insert(orders, 1, 7, 1, None))
+    with pytest.raises(UsageError, match="where= is not row by row"):
+        log.snapshot("shop").seen("orders", where=where).to_arrow()
+    commented = log.snapshot("shop").seen("orders", where="id = 1 -- the first")
+    assert commented.to_arrow().num_rows == 1

@@ -438,6 +438,10 @@ def test_numpy_takes_numbers_and_names_what_is_none(log: eventlog.Log, shop: Mad
     assert "columns=" in caught.value.hint
     with pytest.raises(UnknownColumn):
         orders.to_numpy(["id"], target="notes")
+    for take in (orders.to_numpy, orders.to_arrow, orders.to_pandas):
+        with pytest.raises(UsageError, match="'id' is one text") as told:
+            take("id")
+        assert told.value.hint == "write columns=['id']"
 
 
 def test_batches_are_the_table_by_pieces(

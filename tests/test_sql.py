@@ -207,6 +207,7 @@ def test_only_what_a_query_names_is_rebuilt(
         "describe orders",
         "summarize select id from orders",
         "table orders order by id",
+        "select main.orders from orders order by orders.id",
     ],
 )
 def test_leaving_out_columns_changes_no_result(
@@ -222,6 +223,42 @@ def test_leaving_out_columns_changes_no_result(
     found = now.sql(query).to_arrow()
     assert found.to_pylist() == expected.to_pylist()
     assert expected.num_rows > 0
+
+
+def test_a_whole_row_under_a_longer_name_has_all_of_its_columns(
+    log: eventlog.Log, orders: Schema
+) -> None:
+    now = log.snapshot("shop")
+    whole = rows(now, "select o from shop.public.orders o order by o.id")
+    assert list(whole[0][0]) == ["id", "customer", "amount", "note"]
+    for name, table in (
+        ("public.orders", "public.orders"),
+        ("shop.public.orders", "shop.public.orders"),
+        ("PUBLIC.Orders", "public.orders"),
+        ("main.orders", "orders"),
+        ("memory.main.orders", "orders"),
+    ):
+        query = f"select {name} from {table} order by orders.id"
+        assert rows(now, query) == whole, query
+    # A column that is called like a table stays a column.
+    query = "select t.customer, t._offset from orders t join orders customer using (id) order by 2"
+    assert rows(now, query) == [(7, 2), (7, 3)]
+
+
+def test_why_there_is_no_offset_beside_whole_rows_is_said(
+    log: eventlog.Log, orders: Schema
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        log.snapshot("shop").sql("select _offset, * from orders")
+    assert caught.value.hint is not None and caught.value.hint.startswith("beside whole rows")
+
+
+def test_a_column_that_differs_from_the_offset_by_case_alone_is_the_table_s_own(
+    log: eventlog.Log, shop: MadeSource
+) -> None:
+    table = shop.table("t", column("id", INT, key=True), column("_OFFSET", INT))
+    shop.commit(insert(table, 1, 50), insert(table, 2, 60))
+    assert rows(log.snapshot("shop"), "select _offset from t order by id") == [(50,), (60,)]
 
 
 def test_equal_cuts_give_equal_results(log: eventlog.Log, shop: MadeSource) -> None:
@@ -398,6 +435,7 @@ ATTACKS = [
     "select * from query_table('orders')",
     "select * from json_execute_serialized_sql(json_serialize_sql('select 1'))",
     "select nextval('s')",
+    "select json_serialize_plan('from duckdb_settings()', optimize := true)",
     "select write_log('x')",
     "show tables",
     "show databases",
@@ -561,6 +599,9 @@ def test_streams_with_names_that_duckdb_has_taken(log: eventlog.Log) -> None:
         assert found.pop(name) == [(hint,)]
     assert found == {"memory": [(5,)], "public": [(5,)]}
     assert rows(log.snapshot("main"), "from s.public.t", s=log.snapshot("temp")) == [(5,)]
+    twice = "select * from public.t, memory.public.t"
+    with pytest.raises(UsageError, match="are one name, which one query does not tell apart"):
+        log.snapshot("main").sql(twice, memory=log.snapshot("temp"))
 
 
 def test_a_locked_connection_spills_to_its_own_directory_alone(tmp_path: Path) -> None:
@@ -628,3 +669,15 @@ def test_a_truncated_table_and_an_empty_one_have_their_columns(
     shop.commit(truncate(orders))
     assert log.snapshot("shop").sql("from orders").columns == ["id", "customer", "amount", "note"]
     assert rows(log.snapshot("shop"), "select sum(amount), count(*) from orders") == [(None, 0)]
+
+
+@pytest.mark.parametrize("words", ["Query interrupted", "INTERRUPT Error: Interrupted!"])
+def test_a_query_that_is_interrupted_is_no_failure_of_duckdb(
+    log: eventlog.Log, orders: Schema, words: str
+) -> None:
+    import duckdb
+
+    kind = RuntimeError if words.startswith("Query") else duckdb.InterruptException
+    broken = mock.patch("eventlog.snapshots.sql.query._answer", side_effect=kind(words))
+    with broken, pytest.raises(KeyboardInterrupt):
+        log.snapshot("shop").sql("select 1")

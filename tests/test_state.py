@@ -155,6 +155,62 @@ def test_a_state_is_the_same_from_any_checkpoint(seed: int, limits: Limits) -> N
         assert log.check() == []
 
 
+def test_unsent_values_outlive_another_key_however_many_rows_there_are(
+    log: eventlog.Log, shop: MadeSource
+) -> None:
+    """Rows that live are told apart anew in runs; the values of later ones were given up."""
+    columns = column("id", INT, key=True, attribute=1), column("a", attribute=2)
+    table = shop.table("t", *columns, relation=RELATION)
+    for n in range(9):
+        shop.commit(insert(table, n, f"a{n}"))
+    for n in range(9):
+        shop.commit(update(table, n, UNCHANGED))
+    full = shop.table("t", *columns, relation=RELATION, identity="f")
+    shop.commit(insert(full, 9, "a9"))
+    with limited(GENEROUS._replace(run_events=2)):
+        assert_same(log, 19)
+
+
+@pytest.mark.parametrize("fetch_rows", [1, 2, 3, 5, 7])
+def test_a_window_of_fetched_values_ends_between_two_rows(
+    log: eventlog.Log, shop: MadeSource, fetch_rows: int
+) -> None:
+    """A window that ended within a row was asked for again and again."""
+    table = shop.table("t", column("id", INT, key=True), *map(column, "abc"), relation=RELATION)
+    shop.commit(*(insert(table, n, f"a{n}", f"b{n}", f"c{n}") for n in range(12)))
+    left = [[UNCHANGED if n >> bit & 1 else "new" for bit in range(3)] for n in range(12)]
+    shop.commit(*(update(table, n, *values) for n, values in enumerate(left)))
+    with limited(GENEROUS._replace(fetch_rows=fetch_rows)):
+        assert_same(log, 24)
+
+
+def test_values_far_larger_than_was_guessed_are_fetched_by_few(
+    log: eventlog.Log, shop: MadeSource
+) -> None:
+    """Small rows in one payload, whose large values are of long ago: never all of them at once."""
+    table = shop.table("t", column("id", INT, key=True), *map(column, "ab"), relation=RELATION)
+    sizes = [1 if n < 50 else 10_000 for n in range(100)]
+    for n, size in enumerate(sizes):
+        shop.commit(insert(table, n, "x" * size, "y" * size))
+    shop.commit(*(update(table, n, UNCHANGED, UNCHANGED) for n in range(100)))
+    state = state_at(log, log._history("shop").in_force(200)[RELATION], 200)
+    limit = 100_000
+    with mock.patch.object(row_pass, "FETCH_BYTES", limit):
+        parts = list(
+            row_pass.RowPass(
+                state._source,
+                state._segments,
+                state._live,
+                state._unsent,
+                stop=200,
+                columns=range(3),
+            )
+        )
+    assert max(part.text_bytes for part in parts) < limit + 1000
+    assert sum(map(len, parts)) == 100
+    assert_same(log, 200)
+
+
 EXPORT = """
 import sys
 from pathlib import Path

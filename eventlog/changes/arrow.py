@@ -59,13 +59,23 @@ def chosen_columns(schema: Schema, names: Iterable[str] | None) -> list[tuple[in
 
 
 def require_columns(schema: Schema, names: Iterable[str]) -> None:
-    """Raise UnknownColumn for the first name that the table does not have."""
+    """Raise UnknownColumn for the first name that the table does not have; see `require_names`."""
+    require_names(names)
     for name in names:
         if name not in schema.names:
             near = difflib.get_close_matches(name, schema.names, n=3) or schema.names
             raise UnknownColumn(
                 f"table {schema.table} has no column {name!r}", hint=f"it has {', '.join(near)}"
             )
+
+
+def require_names(names: Iterable[str]) -> None:
+    """Raise UsageError for one name in place of several: its letters would be taken for names."""
+    if isinstance(names, str):
+        raise UsageError(
+            f"columns={names!r} is one text, and a list of names was expected",
+            hint=f"write columns=[{names!r}]",
+        )
 
 
 def change_table(
@@ -210,6 +220,6 @@ def _misfit(
     value = shown[:40].decode("utf-8", "backslashreplace") + ("…" if len(shown) > 40 else "")
     return ValueDoesNotFit(
         f"{where} holds {value!r}, which does not fit {target}",
-        hint=f"cast={{{column.name!r}: 'text'}} keeps the text; unfit='null' makes such values "
-        "null and counts them",
+        hint=f"cast={{{column.name!r}: 'text'}} (--cast {column.name}=text) keeps the text; "
+        "unfit='null' (--unfit null) makes such values null and counts them",
     )

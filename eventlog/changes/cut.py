@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from operator import index
 from typing import TypeAlias
 
 from eventlog.engine import Engine
@@ -61,8 +62,9 @@ def offset_of(engine: Engine, stream: str, at: At) -> int:
 
     Raises UsageError for what is neither an offset nor a time.
     """
-    if isinstance(at, int) and not isinstance(at, bool):
-        return at
+    # NumPy's integers, too: the offsets of rows come as such.
+    if hasattr(at, "__index__") and not isinstance(at, bool):
+        return index(at)
     if isinstance(at, str):
         if at in ("begin", "end"):
             return engine.bounds(stream)[at == "end"]

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 CONTROL = 1
 """The codec of the log's own records, which know no types."""
 
-GROUP_BYTES = 1 << 20
+GROUP_BYTES = 4 << 20
 """Payloads that become columns together: much more than the cost of a call, and near the caches."""
 
 

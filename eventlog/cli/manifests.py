@@ -27,7 +27,7 @@ _FILE = click.Path(path_type=Path, readable=False)
 _CREATE = """\b
 Examples:
   eventlog snapshot create --at shop=2026-01-31 --table public.orders --out train.json --pin
-  eventlog snapshot create --at shop=1200000 --at crm=end --table 'shop.public.*'
+  eventlog snapshot create --at shop=1200000 --at crm=end --table 'shop.public.*' \\
     --table 'crm.public.customers(id,tier)' --out train.json
 """
 
@@ -186,8 +186,11 @@ def verify(
     without a log, by its folder or by the manifest in it.
     """
     from eventlog.snapshots.manifests.bundle import SUMS
+    from eventlog.snapshots.manifests.manifest import read_manifest
     from eventlog.snapshots.manifests.opened_bundle import open_bundle
 
+    if not manifest.exists():
+        read_manifest(manifest)  # Says so, before it is asked whether there is a log.
     with bar("verifying") as progress:
         if manifest.is_dir() or (manifest.parent / SUMS).is_file():
             found = open_bundle(manifest).verify(progress=progress)

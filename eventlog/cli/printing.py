@@ -37,10 +37,14 @@ def write_json(record: Mapping[str, Any]) -> None:
 
 
 class Columns:
-    """Writes rows under headings; numbers to the right, everything else to the left."""
+    """Writes rows under headings; numbers to the right, everything else to the left.
 
-    def __init__(self, *headings: str) -> None:
+    `bare` writes numbers without commas.
+    """
+
+    def __init__(self, *headings: str, bare: bool = False) -> None:
         self._headings = headings
+        self._bare = bare
         self._widths = [_width(heading) for heading in headings]
         self._begun = False
         self._terminal = sys.stdout.isatty()
@@ -57,7 +61,7 @@ class Columns:
             sys.stdout.flush()
 
     def _write_block(self, block: Sequence[Sequence[Any]]) -> None:
-        texts = [[_text(value) for value in row] for row in block]
+        texts = [[_text(value, bare=self._bare) for value in row] for row in block]
         for row in texts:
             self._widths = list(map(max, self._widths, map(_width, row)))
         if not self._begun:
@@ -85,10 +89,12 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, *, bare: bool) -> str:
     if value is None:
         return "-"
-    return f"{value:,}" if _is_number(value) else one_line(str(value))
+    if _is_number(value):
+        return str(value) if bare else f"{value:,}"
+    return one_line(str(value))
 
 
 def _is_number(value: Any) -> bool:

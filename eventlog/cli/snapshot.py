@@ -77,6 +77,9 @@ for _command in COMMANDS:
     help="What a value does that does not fit its column's type.",
 )
 @click.option(
+    "--as-inserts", is_flag=True, help="Write every row inserted, where updates are not captured."
+)
+@click.option(
     "--as-is",
     is_flag=True,
     help="Write what the log holds even where it is known not to be the table's state.",
@@ -90,6 +93,7 @@ def export(
     out: Path,
     casts: dict[str, str],
     unfit: Unfit,
+    as_inserts: bool,
     as_is: bool,
     log_dir: Path,
     as_json: bool,
@@ -100,7 +104,7 @@ def export(
     event stream the latest event of each key is written.
     """
     with open_log(log_dir) as log:
-        done = _export(log, stream, table, at, out, casts, unfit, as_is)
+        done = _export(log, stream, table, at, out, casts, unfit, as_inserts, as_is)
     if as_json:
         write_json(done)
         return
@@ -119,6 +123,7 @@ def _export(
     out: Path,
     casts: dict[str, str],
     unfit: Unfit,
+    as_inserts: bool,
     as_is: bool,
 ) -> dict[str, Any]:
     from eventlog.snapshots.shown_rows import stripped
@@ -127,7 +132,7 @@ def _export(
         raise UsageError(f"stream {stream!r} has tables", hint="name one: --table public.orders")
     taken = log.snapshot(stream, at=at)
     with bar("reading offsets") as progress:
-        found = taken.table(table, as_is=as_is, progress=progress)
+        found = taken.table(table, as_inserts=as_inserts, as_is=as_is, progress=progress)
     counts: dict[str, int] = {}
 
     def pieces() -> Iterator[pa.Table]:

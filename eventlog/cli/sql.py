@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,8 +200,9 @@ def _say(result: Result) -> None:
 
 def _print(result: Result, form: str) -> None:
     if form == "table":
-        rows: list[Mapping[str, Any]] = list(result.as_json())
-        Columns(*map(one_line, result.columns)).write([list(row.values()) for row in rows])
+        # Bare, without the commas that counts have elsewhere: a number may be an id or a year.
+        columns = Columns(*map(one_line, result.columns), bare=True)
+        columns.write(list(row.values()) for row in result.as_json())
     elif form == "ndjson":
         from eventlog.changes.decoding import json_line
 

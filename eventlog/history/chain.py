@@ -66,11 +66,12 @@ class Chain:
 
     def refresh(self) -> None:
         """See what other processes wrote or removed."""
-        low, end = self._engine.bounds(self._stream)
         try:
             names = {name for name in os.listdir(self.folder) if name.endswith(SUFFIX)}
         except OSError:
             names = set()
+        # Asked for after: what another process wrote by then is of records that are there.
+        low, end = self._engine.bounds(self._stream)
         if names != self._open.keys():
             self._open = {name: run for name, run in self._open.items() if name in names}
             for name in sorted(names - self._open.keys()):

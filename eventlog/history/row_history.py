@@ -134,11 +134,12 @@ class RowHistory:
         view = index.view(self.stop, progress=self._progress)
         if index.unwritable:
             self.notes.append(UNWRITABLE + index.unwritable)
+        # A mark below 0 tells of rows from before the capture: the copy of the table has them.
         self.notes += [
             f"from offset {version.unseen_since} on rows changed in a way that the stream does not "
             f"show ({version.unseen_reason}), until the table was copied again"
             for version in versions
-            if version.unseen_since is not None and version.unseen_since < self.stop
+            if version.unseen_since is not None and 0 <= version.unseen_since < self.stop
         ]
         if keys.scanned:
             view = view.beside(index.scanned(self.stop, keys.scanned, progress=self._progress))

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eventlog.changes.arrow import Unfit, frame, unfit_counts
+from eventlog.changes.arrow import Unfit, frame, require_names, unfit_counts
 from eventlog.errors import UnknownColumn, UsageError
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def number_columns(
 
     Raises UnknownColumn, and UsageError for one that is no number.
     """
+    require_names(columns or ())
     for name in [*(columns or ()), *(() if target is None else (target,))]:
         if name not in schema.names:
             raise UnknownColumn(

@@ -86,6 +86,7 @@ class Snapshot:
         *,
         as_inserts: bool = False,
         as_is: bool = False,
+        from_log: bool = False,
         progress: Progress | None = None,
     ) -> Table | EventTable:
         """The rows of a table, or the latest event of each key of an event stream.
@@ -95,6 +96,7 @@ class Snapshot:
         table whose updates and deletes the source does not send. `as_is` takes what the log holds
         where that is known not to be the table's state: between a change that the stream could not
         show, or a loss, and the end of the copy that mends it; inside a copy, what it has brought.
+        `from_log` begins with no checkpoint: slower, and a proof of what the log itself holds.
         Raises UnknownTable, and SnapshotRefused where the table has no state at the cut.
         """
         part, parsed = self._part(name)
@@ -103,7 +105,12 @@ class Snapshot:
         schema = _one(part.history, parsed, part.cut.stop)
         cut = Cutting(engine=self._engine, history=part.history, stop=part.cut.stop, table=schema)
         state = found_state(
-            cut, start=part.start, as_inserts=as_inserts, as_is=as_is, progress=progress
+            cut,
+            start=part.start,
+            as_inserts=as_inserts,
+            as_is=as_is,
+            progress=progress,
+            from_log=from_log,
         )
         return Table(source_codec(self._engine, part.history), state)
 

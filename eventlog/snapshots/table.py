@@ -148,9 +148,8 @@ class Table(ShownRows):
         names = [self.version.columns[place].name for place in chosen]
         if self._state.base is None or not chosen or set(conversion.cast) & set(names):
             return None
-        kinds = {
-            place: empty.schema.field(name).type for place, name in zip(chosen, names, strict=True)
-        }
+        # By place: a column may be asked for twice, or be called `_offset`.
+        kinds = dict(zip(chosen, empty.schema.types[int(offsets) :], strict=True))
         found = self._state.typed_rows(kinds)
         if found is None:
             return None

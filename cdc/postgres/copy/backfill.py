@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -33,7 +33,7 @@ from cdc.postgres.copy import chunks
 from cdc.postgres.copy.chunks import CHUNK_BYTES, CopyCursor, Pace
 from cdc.postgres.copy.copies import Chunk, Verdict
 from cdc.postgres.copy.copying import CopyProgress
-from cdc.postgres.copy.ranges import Range
+from cdc.postgres.copy.ranges import Leaf, Range
 from cdc.postgres.copy.watermark import Watermarks
 from cdc.postgres.copy.window import Key
 from cdc.postgres.copy.writers import WritersOf
@@ -69,6 +69,10 @@ class KeyChanged(Exception):
 
 class _Anew(Exception):
     """The copy must begin anew."""
+
+
+class _Renamed(Exception):
+    """The table got another name between two statements, and its name may be another table's."""
 
 
 class _TooBig(Exception):
@@ -114,6 +118,7 @@ class Backfill:
         self._progress = progress
         self._report = report
         self._pace = Pace()
+        self._leaves: dict[int, Leaf] = {}
         self._bytes = 0
         self._ended = False
         self._as_text = False
@@ -195,7 +200,9 @@ class Backfill:
         rng = waiting[0]
         try:
             size = self._hand_over(
-                lambda seen: chunks.statement(rng, seen.schema.names, seen.where),
+                lambda seen: chunks.statement(
+                    replace(rng, leaf=self._leaves[rng.leaf.oid]), seen.schema.names, seen.where
+                ),
                 bytes_max=None if rng.single else 2 * CHUNK_BYTES,
                 copied=rng,
             )
@@ -287,6 +294,8 @@ class Backfill:
         while True:
             try:
                 return self._seen(copy, bytes_max)
+            except _Renamed:
+                pass
             except ServerError as error:
                 if error.sqlstate not in _MOVED_ON:
                     raise
@@ -296,21 +305,27 @@ class Backfill:
         oid, conn = self.table.oid, self._conn
         serial = self._copies.serial(oid)
         with _short_transaction(conn):
-            chunks.lock(conn, chunks.leaves(conn, self.table))
+            leaves = chunks.leaves(conn, self.table)
+            chunks.lock(conn, leaves)
             with translated("reading the server's snapshot"):
                 row = conn.execute("select pg_current_snapshot()::text").fetchone()
             assert row is not None
             described = describe(conn, oid, self._link.streamer.state.publications)
-            if self._cursor is not None and not self._cursor.continues(
-                chunks.leaves(conn, self.table)
-            ):
+            found = chunks.leaves(conn, self.table)
+            if self._cursor is not None and not self._cursor.continues(found):
                 raise _Anew
+            if [leaf.identifier for leaf in leaves] != [leaf.identifier for leaf in found]:
+                raise _Renamed  # What was locked may be others.
+            self._leaves = {leaf.oid: leaf for leaf in found}
             lines = NO_LINES
             if copy is not None:
                 fetched = chunks.fetch(conn, copy(described), bytes_max=bytes_max)
                 if fetched is None:
                     raise _TooBig
                 lines = fetched
+            named = described.schema.namespace, described.schema.name
+            if chunks.name_now(conn, oid) != named:
+                raise _Renamed
         return _Seen(
             serial=serial,
             schema=described.schema,

@@ -53,15 +53,25 @@ GROWTH_MAX = 4
 SILENCE_S = 1.0
 DOING = "copying a part of a table"
 
+# Rows of pg_class are the snapshot's, but a statement finds a table by its name of now: so does the
+# function. It quotes, and knows nothing of a table that is gone.
 LEAVES = """
-select c.oid::int8, n.nspname, c.relname, coalesce(pg_relation_filenode(c.oid), 0)::int8,
+select c.oid::int8, coalesce((parse_ident(now.schema))[1], n.nspname),
+       coalesce((parse_ident(now.name))[1], c.relname),
+       coalesce(pg_relation_filenode(c.oid), 0)::int8,
        coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::int8,
        coalesce(has_table_privilege(c.oid, 'select'), true),
        coalesce(has_column_privilege(c.oid, 'ctid', 'select'), true)
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
+  cross join lateral pg_identify_object('pg_class'::regclass, c.oid, 0) now
  where c.relkind = 'r' and (c.oid = %(oid)s
        or c.oid in (select relid from pg_partition_tree(%(oid)s::regclass) where isleaf))
  order by c.oid
+"""
+
+NAME = """
+select (parse_ident(schema))[1], (parse_ident(name))[1]
+  from pg_identify_object('pg_class'::regclass, %s::oid, 0)
 """
 
 # The row of pg_class is the snapshot's, the function looks at the catalog as it is now.
@@ -181,11 +191,35 @@ def steer(conn: Connection) -> None:
 
 
 def leaves(conn: Connection, table: Table) -> tuple[Leaf, ...]:
-    """The heaps that hold the table's rows now, by oid; none of a table that is gone."""
+    """The heaps that hold the table's rows, by oid, under their names of now.
+
+    None of a table that is gone.
+    """
     with translated(f"looking at the files of {table.table}"):
         rows = conn.execute(LEAVES, {"oid": table.oid}).fetchall()
     names = ("oid", "schema", "name", "filenode", "pages", "granted", "placed")
     return tuple(Leaf(**dict(zip(names, row, strict=True))) for row in rows)
+
+
+def name_now(conn: Connection, oid: int) -> tuple[str | None, str | None]:
+    """Schema and name that a table has now, whatever the snapshot shows; None where it is gone.
+
+    A statement before it, in the same transaction, that named the table so has read this table and
+    no other: its lock keeps both from being renamed since.
+    """
+    with translated("looking at the names of tables"):
+        row = conn.execute(NAME, [oid]).fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+def same_files(found: Sequence[Leaf], others: Sequence[Leaf]) -> bool:
+    """Whether both are the same leaves with the same files, under the same names."""
+    one, two = (
+        [(leaf.oid, leaf.filenode, leaf.schema, leaf.name) for leaf in each]
+        for each in (found, others)
+    )
+    return one == two
 
 
 def lock(conn: Connection, found: Sequence[Leaf]) -> None:

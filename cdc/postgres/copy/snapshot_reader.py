@@ -162,8 +162,7 @@ class SnapshotReader:
                 break
             except TableLocked as error:
                 self._waits(job, locks.explained(self._present, error, [job.table.oid]))
-        files = [[(leaf.oid, leaf.filenode) for leaf in each.leaves] for each in (opened, found)]
-        if found.rewritten or files[0] != files[1]:
+        if found.rewritten or not chunks.same_files(opened.leaves, found.leaves):
             conn.rollback()
             return False
         self._holder = conn
@@ -249,9 +248,8 @@ def _locked(conn: Connection, job: Job) -> tuple[Leaf, ...]:
             if error.sqlstate != UNDEFINED_TABLE:
                 raise
         locked = chunks.leaves(conn, job.table)
-        if [(leaf.oid, leaf.filenode) for leaf in leaves] == [
-            (leaf.oid, leaf.filenode) for leaf in locked
-        ]:
+        # Under the same names as before the lock: so these are locked, and no namesakes of theirs.
+        if chunks.same_files(leaves, locked):
             return locked
         leaves = locked
 

@@ -27,7 +27,7 @@ from eventlog.snapshots.sql.naming import Source
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_TAKEN = frozenset({"main", "memory", "system", "temp"})
+_TAKEN = frozenset({"main", "system", "temp"})
 _OFFSET = "_offset"
 
 

@@ -68,8 +68,8 @@ def _require_different(paths: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
     owners: dict[tuple[str, ...], tuple[str, tuple[str, ...]]] = {}
     for identity, written in paths.items():
         for path in written:
-            # A name alone stands in DuckDB's schema `main`, which a source may have, too.
-            whole = path if len(path) > 1 else ("main", *path)
+            # What is left out of a name is `memory.main`, and both may be names of the log's.
+            whole = ("memory", "main")[: 3 - len(path)] + path
             owner, other = owners.setdefault(tuple(map(str.lower, whole)), (identity, path))
             if owner != identity:
                 case = " differ by case alone" if len(path) == len(other) else " are one name"
@@ -122,10 +122,13 @@ def _different(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return list({tuple(map(str.lower, path)): path for path in reversed(paths)}.values())
 
 
-def _explained(error: Exception, sources: Sequence[Source]) -> Exception:
+def _explained(error: Exception, sources: Sequence[Source]) -> BaseException:
     """DuckDB's error in one sentence, with its position and what could be meant."""
     import duckdb
 
+    # Ctrl-C: DuckDB takes the signal, and raises this in place of KeyboardInterrupt.
+    if isinstance(error, duckdb.InterruptException) or str(error) == "Query interrupted":
+        return KeyboardInterrupt()
     if not isinstance(error, duckdb.Error):
         return error
     cause, where = _cause(str(error))
@@ -160,6 +163,8 @@ def _hint(message: str, sources: Sequence[Source]) -> str:
         for source in sources
         for name in (source.version.names if source.version else _EVENT_COLUMNS)
     }
+    if column is not None and column[1].lower() == "_offset":
+        return "beside whole rows (*, or a table's name) it is not there: name the columns"
     if column is not None and columns:
         near = difflib.get_close_matches(column[1], columns, n=3) or list(columns)[:10]
         return f"there is {', '.join(near)}"

@@ -41,15 +41,19 @@ def found_state(
     as_inserts: bool,
     as_is: bool,
     progress: Progress | None,
+    from_log: bool = False,
 ) -> TableState:
-    """Fold the table up to the cut; rows before `start` are left out. Raises SnapshotRefused."""
+    """Fold the table up to the cut; rows before `start` are left out. Raises SnapshotRefused.
+
+    With `from_log` no checkpoint has a say in it.
+    """
     table, stop = cut.table, cut.stop
     if table.inserts_only and not as_inserts:
         raise SnapshotRefused(
             f"table {table.table} has no replica identity, so its updates and deletes are not "
             "captured, and its state is not known",
-            hint="take as_inserts=True for every row inserted, or give the table a primary key "
-            "and copy it again",
+            hint="take as_inserts=True (--as-inserts) for every row inserted, or give the table a "
+            "primary key and copy it again",
         )
     folder = CheckpointFolder(cut.engine, cut.history)
     state = table_state(
@@ -57,7 +61,7 @@ def found_state(
         cut.history,
         table,
         stop=stop,
-        base=None if as_inserts else folder.nearest(table.relation, stop),
+        base=None if as_inserts or from_log else folder.nearest(table.relation, stop),
         as_inserts=as_inserts,
         progress=progress,
     )
@@ -71,7 +75,7 @@ def found_state(
             f"changes of table {table.table} below offset {stop} were lost {_span(facts.lost)}",
             hint="cut behind the next complete copy of the table, or copy it again",
         )
-    if not (as_inserts or as_is):
+    if not (as_inserts or as_is or from_log):
         _keep_if_dear(cut, state, folder)
     return state if start is None else state.from_start(start)
 

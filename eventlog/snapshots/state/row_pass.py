@@ -7,7 +7,7 @@ Values that an update did not send are fetched from the records that have them, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,18 +15,18 @@ from eventlog.changes.split import (
     IS_ABSENT,
     IS_NULL,
     IS_UNCHANGED,
-    Bytes,
     Places,
 )
 from eventlog.snapshots.state.checkpoint import Checkpoint
+from eventlog.snapshots.state.fetching import ENTRY_BYTES, Window
 from eventlog.snapshots.state.moves import Move, Moves, Segments
 from eventlog.snapshots.state.offset_set import OffsetSet
-from eventlog.snapshots.state.state_rows import StateRows, contains_mask, gathered
+from eventlog.snapshots.state.state_rows import StateRows, contains_mask
 from eventlog.snapshots.state.steps import Chunk, Holds, Steps
 from eventlog.snapshots.state.unsent import Unsent
 
 FETCH_BYTES = 64 << 20
-"""About what fetched values may take at a time."""
+"""What fetched values may take at a time, but for those of one row and of one more payload."""
 
 _FIRST_FETCH = 4096
 """Values fetched before anything is known about their size."""
@@ -55,17 +55,6 @@ class Source:
                     yield step
 
 
-@dataclass(slots=True)
-class _Fetched:
-    """Values of the entries `[start, stop)` of the unsent ones."""
-
-    start: int = 0
-    stop: int = 0
-    data: Bytes = field(default_factory=lambda: np.zeros(0, np.uint8))
-    starts: Places = field(default_factory=lambda: np.zeros(0, np.int64))
-    lengths: Places = field(default_factory=lambda: np.zeros(0, np.int64))
-
-
 class RowPass:
     """Reads the rows of `live` in `[from_offset, stop)`, columns by place in the last version.
 
@@ -91,8 +80,8 @@ class RowPass:
         wanted = unsent.take(np.isin(unsent.columns, self._columns) & (unsent.sources >= 0))
         self._unsent = wanted.ordered()
         self._from = from_offset
-        self._fetch_rows = _FIRST_FETCH
-        self._fetched = _Fetched()
+        self._fetch_entries = _FIRST_FETCH
+        self._fetched: Window | None = None
 
     def __iter__(self) -> Iterator[StateRows]:
         """The rows in order."""
@@ -109,24 +98,20 @@ class RowPass:
         at = 0
         first, last = np.searchsorted(entries, [rows.offsets[0], rows.offsets[-1] + 1]).tolist()
         while first < last:
-            if first >= self._fetched.stop or first < self._fetched.start:
-                self._fetch(first)
+            fetched = self._fetched
+            if fetched is None or not fetched.start <= first < fetched.stop:
+                fetched = self._fetched = self._fetch(first)
             stop, until = len(rows), last
-            if self._fetched.stop < last:  # As many rows as are fetched whole.
-                boundary = int(entries[self._fetched.stop])
-                stop, until = (
-                    int(np.searchsorted(where, boundary)) for where in (rows.offsets, entries)
-                )
-            yield self._with_fetched(rows.slice(at, stop), first, until)
+            if fetched.stop < last:  # As many rows as are fetched; a window has them whole.
+                until = fetched.stop
+                stop = int(np.searchsorted(rows.offsets, entries[until]))
+            yield self._with_fetched(rows.slice(at, stop), fetched, first, until)
             at, first = stop, until
         if at < len(rows):
             yield rows.slice(at, len(rows)) if at else rows
 
-    def _with_fetched(self, rows: StateRows, first: int, until: int) -> StateRows:
-        fetched = self._fetched
-        which = slice(first - fetched.start, until - fetched.start)
-        lengths = fetched.lengths[which]
-        data, starts = gathered(fetched.data, fetched.starts[which], lengths)
+    def _with_fetched(self, rows: StateRows, fetched: Window, first: int, until: int) -> StateRows:
+        data, starts, lengths = fetched.values(first, until)
         found = self._unsent.take(np.arange(first, until))
         places = np.searchsorted(rows.offsets, found.offsets)
         row_of = np.zeros(max(self._columns, default=0) + 1, np.int64)
@@ -141,38 +126,23 @@ class RowPass:
             lengths=all_lengths,
         )
 
-    def _fetch(self, first: int) -> None:
-        """Fetch the values of a window, at least those of its first row."""
-        ends_at = np.searchsorted(self._unsent.offsets, self._unsent.offsets[first] + 1)
-        stop = min(max(first + self._fetch_rows, int(ends_at)), len(self._unsent))
-        window = self._unsent.take(np.arange(first, stop))
-        lengths = np.full(len(window), IS_UNCHANGED, np.int64)
-        starts = np.zeros(len(window), np.int64)
-        buffers: list[Bytes] = []
-        size = 0
-        sources = np.unique(window.sources)
-        by_source = np.argsort(window.sources, kind="stable")
-        ordered = window.sources[by_source]
-        columns = np.unique(window.columns).tolist()
-        for chunk in self._source.chunks(self._stop, _holds_any(sources), self._moves, columns):
-            places = np.flatnonzero(contains_mask(sources, chunk.offsets))
-            if not len(places):
-                continue
-            rows = _moved(chunk, places, self._moves, columns)
-            low, high = np.searchsorted(ordered, [rows.offsets[0], rows.offsets[-1] + 1]).tolist()
-            entries = by_source[low:high]
-            at = np.searchsorted(columns, window.columns[entries])
-            place = np.searchsorted(rows.offsets, window.sources[entries])
-            hit = rows.offsets[np.minimum(place, len(rows) - 1)] == window.sources[entries]
-            entries, at, place = entries[hit], at[hit], place[hit]
-            lengths[entries] = rows.lengths[at, place]
-            data, found = gathered(rows.data, rows.starts[at, place], rows.lengths[at, place])
-            starts[entries] = found + size
-            buffers.append(data)
-            size += len(data)
-        data = np.concatenate(buffers) if buffers else np.zeros(0, np.uint8)
-        self._fetched = _Fetched(first, first + len(window), data, starts, lengths)
-        self._fetch_rows = max(FETCH_BYTES * len(window) // max(size, 1), 1)
+    def _fetch(self, first: int) -> Window:
+        """Fetch the values of the rows from that entry on, as many as FETCH_BYTES hold."""
+        window = Window(self._unsent, first, entries=self._fetch_entries)
+
+        def holds(start: int, stop: int) -> bool:
+            low, high = np.searchsorted(window.sources, [start, stop]).tolist()
+            return bool(low < high)
+
+        columns = window.columns
+        for chunk in self._source.chunks(self._stop, holds, self._moves, columns):
+            places = np.flatnonzero(contains_mask(window.sources, chunk.offsets))
+            if len(places):
+                window.put(_moved(chunk, places, self._moves, columns))
+                window.shrink(FETCH_BYTES)
+        size = window.size + ENTRY_BYTES * len(window)
+        self._fetch_entries = max(FETCH_BYTES * len(window) // size, 1)
+        return window
 
 
 def _moved(chunk: Chunk, places: Places, moves: Moves, columns: Sequence[int]) -> StateRows:
@@ -208,11 +178,3 @@ def _moved(chunk: Chunk, places: Places, moves: Moves, columns: Sequence[int]) -
     if defaults:
         data = np.concatenate([data, np.frombuffer(b"".join(defaults), np.uint8)])
     return StateRows(offsets=chunk.offsets[places], data=data, starts=starts, lengths=lengths)
-
-
-def _holds_any(offsets: Places) -> Holds:
-    def holds(start: int, stop: int) -> bool:
-        low, high = np.searchsorted(offsets, [start, stop]).tolist()
-        return bool(low < high)
-
-    return holds

@@ -113,7 +113,9 @@ class Pass:
 
     def seed(self, offsets: Places, hashes: Hashes) -> None:
         """Put rows that lived when the span began, in order."""
+        unsent = self.unsent
         self._take(_Events(hashes, 2 * offsets + 1))
+        self.unsent = unsent  # A run that ended knows nothing yet of the rows that are to come.
 
     def apply(self, chunk: Chunk) -> None:
         """Take in the records of a chunk. Raises TooManyKeys."""

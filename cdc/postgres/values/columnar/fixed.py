@@ -20,7 +20,7 @@ Reader: TypeAlias = Callable[[Bytes, Places, Places], tuple[Array, Mask]]
 No length is below one, and every value lies within the buffer. What does not fit holds any number.
 """
 
-ROWS_MAX = 8192
+ROWS_MAX = 16_384
 """Rows in a block."""
 
 

@@ -1,5 +1,7 @@
 """Texts as an Arrow array: every value copied into one buffer, by way of Arrow's string views.
 
+Where all are equally long, one fancy index of items that wide copies them.
+
 ::
 
     a view   | length | first 4 bytes | buffer | offset |      of a text longer than 12 bytes
@@ -15,9 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from cdc.postgres.values.columnar.windows import WORD, Mask, windows
-from eventlog.changes.split import Texts
+from eventlog.changes.split import Bytes, Places, Texts
 
 _INLINE_MAX = 12
+_ALIKE_MAX = 256
+"""Values of one length up to it are copied by numpy, an item each."""
+
 _BUFFER_BITS = 30
 TEXT_MAX = (1 << _BUFFER_BITS) - 1
 """The bytes of a text: so each lies within one of the buffers of two GiB that begin each GiB."""
@@ -75,27 +80,43 @@ def gather(texts: Texts) -> pa.Array:
     if not valid.any():
         return pa.nulls(count, pa.binary())
     starts, lengths = texts.starts, texts.lengths
-    if not valid.all():
-        starts = np.where(valid, starts, starts[valid.argmax()])
-        lengths = np.maximum(lengths, 0)
+    if valid.all():
+        return _gathered(texts.data, starts, lengths)
+    held = _gathered(texts.data, starts[valid], lengths[valid])
+    offsets = np.zeros(count + 1, np.int32)
+    np.cumsum(np.maximum(lengths, 0), out=offsets[1:])
+    buffers = [bitmap(valid), pa.py_buffer(offsets), held.buffers()[2]]
+    return pa.Array.from_buffers(pa.binary(), count, buffers)
+
+
+def _gathered(data: Bytes, starts: Places, lengths: Places) -> pa.Array:
+    """Values of which none is a nothing, and there is one."""
+    longest = int(lengths.max())
+    if 0 < longest <= _ALIKE_MAX and longest == lengths.min():
+        alike = np.ndarray((len(data) - longest + 1,), f"V{longest}", data, strides=(1,))
+        offsets = np.arange(0, longest * len(starts) + 1, longest, dtype=np.int32)
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(alike[starts])]
+        return pa.Array.from_buffers(pa.binary(), len(starts), buffers)
+    return _viewed(data, starts, lengths).cast(pa.binary())
+
+
+def _viewed(data: Bytes, starts: Places, lengths: Places) -> pa.Array:
+    """The same as views into `data`."""
     long = lengths > _INLINE_MAX
     if long.all():
-        views = np.empty((count, 4), np.int32)
+        views = np.empty((len(starts), 4), np.int32)
     else:
-        views = windows(texts.data, starts - 4, 2 * WORD).view(np.int32)
+        views = windows(data, starts - 4, 2 * WORD).view(np.int32)
     views[:, 0] = lengths
-    rows = slice(None) if long.all() else np.flatnonzero(long)
-    views[rows, 2] = starts[rows] >> _BUFFER_BITS
-    views[rows, 3] = starts[rows] & ((1 << _BUFFER_BITS) - 1)
+    np.copyto(views[:, 2], starts >> _BUFFER_BITS, "same_kind", where=long)
+    np.copyto(views[:, 3], starts & ((1 << _BUFFER_BITS) - 1), "same_kind", where=long)
     size = 1 << _BUFFER_BITS
     buffers = [
-        pa.py_buffer(texts.data[at : at + 2 * size - 1])
-        for at in range(0, max(len(texts.data), 1), size)
+        pa.py_buffer(data[at : at + 2 * size - 1]) for at in range(0, max(len(data), 1), size)
     ]
-    viewed = pa.Array.from_buffers(
-        pa.binary_view(), count, [bitmap(valid), pa.py_buffer(views), *buffers]
+    return pa.Array.from_buffers(
+        pa.binary_view(), len(starts), [None, pa.py_buffer(views), *buffers]
     )
-    return viewed.cast(pa.binary())
 
 
 def as_strings(values: pa.Array) -> pa.Array:

@@ -40,7 +40,7 @@ _YEARS = 10_000
 def read_dates(data: Bytes, starts: Places, lengths: Places) -> tuple[Array, Mask]:
     """Days since 1970 as int32, and which texts are dates (see `fixed.Reader`)."""
     held = windows(data, starts, 2 * WORD)
-    year_month = held[:, 0] ^ _YEAR_MONTH.text
+    year_month = _of_all(held[:, 0]) ^ _YEAR_MONTH.text
     day = (held[:, 1] & _TWO) ^ _DAY.text
     good = fits(misfits(year_month, _YEAR_MONTH.limits) | misfits(day, _DAY.limits))
     good &= lengths == _DATE_CHARS
@@ -66,12 +66,12 @@ def read_moments(
     """Microseconds since 1970 UTC as int64, and which texts are moments with a zone, or without."""
     held = windows(data, starts, 4 * WORD)
     last, beyond = held[:, 2].copy(), held[:, 3].copy()
-    year_month = held[:, 0] ^ _YEAR_MONTH.text
+    year_month = _of_all(held[:, 0]) ^ _YEAR_MONTH.text
     day_clock = held[:, 1] ^ _DAY_CLOCK.text
     second = (last & _THREE) ^ _SECOND.text
-    spoilt = misfits(year_month, _YEAR_MONTH.limits)
-    spoilt |= misfits(day_clock, _DAY_CLOCK.limits)
+    spoilt = misfits(day_clock, _DAY_CLOCK.limits)
     spoilt |= misfits(second, _SECOND.limits)
+    spoilt |= misfits(year_month, _YEAR_MONTH.limits)
     chars = lengths - (_MOMENT_CHARS + 3 * zoned)
     last >>= np.uint64(24)
     micros, wrong, good = _fraction(last | (beyond << np.uint64(40)), chars)
@@ -87,6 +87,11 @@ def read_moments(
     return micros, good
 
 
+def _of_all(held: Words) -> Words:
+    """The one word that all rows have; times of a log often lie in one month."""
+    return held[:1] if (held == held[0]).all() else held
+
+
 def _number_at(two: Words, place: int) -> Array:
     """The number of two digits that begins at that byte."""
     found = two >> np.uint64(8 * place)
@@ -95,7 +100,10 @@ def _number_at(two: Words, place: int) -> Array:
 
 
 def _days(year_month: Words, day: Array, good: Mask) -> Array:
-    """Days since 1970; what is no day of the calendar is taken out of `good`."""
+    """Days since 1970; what is no day of the calendar is taken out of `good`.
+
+    `year_month` is one word for each day, or one for all.
+    """
     first_days, lengths = _calendar()
     two = pairs(year_month)
     month = _number_at(two, 5)
@@ -108,9 +116,8 @@ def _days(year_month: Words, day: Array, good: Mask) -> Array:
     good &= month <= 12
     good &= day >= 1
     good &= day <= lengths.take(months, mode="clip")
-    days = first_days.take(months, mode="clip")
-    days += day
-    return days
+    found: Array = first_days.take(months, mode="clip") + day
+    return found
 
 
 @cache
