@@ -21,7 +21,7 @@ from cdc.postgres.publishing.column_list import Identity
 from cdc.postgres.schema import catalog
 from cdc.postgres.schema.catalog import Table
 from cdc.postgres.schema.table_spec import ColumnName, TableSpec
-from eventlog.changes.table_name import TableName
+from eventlog.changes.table_name import ANY, TableName
 from eventlog.errors import UsageError
 from tests.fix_postgres import Database
 
@@ -70,7 +70,8 @@ def members(database: Database, name: str) -> dict[str, list[str] | None]:
     [
         ("customers", "public", "customers", None),
         ("app.customers", "app", "customers", None),
-        ("*.*", "*", "*", None),
+        ("*.*", ANY, ANY, None),
+        ('"*"."*"', "*", "*", None),
         ("public.customers(id,tier)", "public", "customers", ("id", "tier")),
         ("customers ( id , tier ) ", "public", "customers", ("id", "tier")),
         ('"Odd (Names"("a,b(""c)",id)', "public", "Odd (Names", ('a,b("c)', "id")),
