@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventlog.changes.duck import locked_connection
 from eventlog.errors import UsageError
+from eventlog.snapshots.sql.expression import require_row_wise
 from inference.seen import Seen
 from inference.task import Task
 
@@ -39,18 +40,32 @@ class Evaluator:
         # Expressions compare times with plain ones: here all are plain UTC.
         self._schema = pa.schema([pa.field(f.name, _without_zone(f.type)) for f in schema])
         self._duckdb = locked_connection(threads=1)
-        features = [f"({text}) AS f{i}" for i, text in enumerate(task.features.values())]
+        self._require_row_wise()
+        features = [f"({text}\n) AS f{i}" for i, text in enumerate(task.features.values())]
         self._query = " ".join(
             (
-                f"SELECT coalesce(({task.when}), false) AS is_instance,",
-                f"({task.target})::DOUBLE AS target,",
-                f"epoch_us(({task.time})::TIMESTAMP) AS event_us,",
-                f"epoch_us(({task.label_time})::TIMESTAMP) AS label_us,",
+                f"SELECT coalesce(({task.when}\n), false) AS is_instance,",
+                f"({task.target}\n)::DOUBLE AS target,",
+                f"epoch_us(({task.time}\n)::TIMESTAMP) AS event_us,",
+                f"epoch_us(({task.label_time}\n)::TIMESTAMP) AS label_us,",
                 ", ".join(features),
                 "FROM seen",
             )
         )
         self.evaluate([])
+
+    def _require_row_wise(self) -> None:
+        """Refuse an expression that looks at other rows: live, those would be of another batch."""
+        import duckdb
+
+        task = self._task
+        named = {"when": task.when, "target": task.target, "time": task.time}
+        named |= {"label_time": task.label_time, **task.features}
+        for name, text in named.items():
+            try:
+                require_row_wise(self._duckdb, text, f"{name!r} of task {task.name!r}")
+            except duckdb.Error as error:
+                raise _failed(task, error) from error
 
     def evaluate(self, seen: Sequence[Seen]) -> list[Evaluated]:
         """Evaluate a batch; one result a row, in order."""
@@ -61,10 +76,7 @@ class Evaluator:
         try:
             found = self._duckdb.execute(self._query).fetchall()
         except duckdb.Error as error:
-            raise UsageError(
-                f"an expression of task {self._task.name!r} fails: {str(error).splitlines()[0]}",
-                hint="expressions are DuckDB SQL over the row's columns and old.COLUMN",
-            ) from error
+            raise _failed(self._task, error) from error
         finally:
             self._duckdb.unregister("seen")
         on = self._task.on
@@ -92,6 +104,13 @@ class Evaluator:
         fields = [pa.field(f.name, f.type) for f in self._schema]
         old = pa.StructArray.from_arrays(old_arrays, fields=fields, mask=mask)
         return pa.table([*arrays, old], names=[*self._schema.names, "old"])
+
+
+def _failed(task: Task, error: Exception) -> UsageError:
+    return UsageError(
+        f"an expression of task {task.name!r} fails: {str(error).splitlines()[0]}",
+        hint="expressions are DuckDB SQL over the row's columns and old.COLUMN",
+    )
 
 
 def _column(rows: Sequence[Any], field: pa.Field) -> pa.Array:

@@ -209,13 +209,24 @@ def test_a_second_worker_of_a_task_is_fenced(log: eventlog.Log, air: MadeSource)
     assert len(outputs(log)[LATE.predictions]) == 1
 
 
-@pytest.mark.parametrize("when", ["no_such_column > 1", "1 +", "(select 1 from read_csv('/x'))"])
-def test_a_wrong_expression_is_refused(log: eventlog.Log, air: MadeSource, when: str) -> None:
+@pytest.mark.parametrize(
+    ("when", "said"),
+    [
+        ("no_such_column > 1", "an expression of task 'late' fails"),
+        ("1 +", "an expression of task 'late' fails"),
+        ("(select 1 from read_csv('/x'))", "'when' of task 'late' is not row by row"),
+        ("max(arr_delay) over () > 1", "'when' of task 'late' is not row by row"),
+        ("true), (false", "'when' of task 'late' is not one expression"),
+    ],
+)
+def test_a_wrong_expression_is_refused(
+    log: eventlog.Log, air: MadeSource, when: str, said: str
+) -> None:
     import dataclasses
 
     schema = flights(air)
     air.commit(insert(schema, 1, "A", None, None, None, None))
-    with pytest.raises(UsageError, match="an expression of task 'late' fails"):
+    with pytest.raises(UsageError, match=said):
         build(log, dataclasses.replace(LATE, when=when), stop=air.stream.end)
 
 

@@ -21,9 +21,14 @@ _AGGREGATES = """
 def boolean_query(connection: Any, text: str, table: str, what: str) -> str:
     """A query for column `y`: of each row of `table`, whether the expression is true.
 
-    `what` names the expression in errors. Raises UsageError for what is no expression of one row,
-    and DuckDB's own error for bad syntax.
+    `what` names the expression in errors. Raises as `require_row_wise` does.
     """
+    require_row_wise(connection, text, what)
+    return f"SELECT coalesce(({text}\n)::BOOLEAN, false) AS y FROM {table}"
+
+
+def require_row_wise(connection: Any, text: str, what: str) -> None:
+    """Raise UsageError for what is no expression of one row; DuckDB's own error for bad syntax."""
     # The line's end closes a comment.
     alone = f"SELECT ({text}\n)"
     one = bool(text.strip()) and len(connection.extract_statements(alone)) == 1
@@ -34,7 +39,6 @@ def boolean_query(connection: Any, text: str, table: str, what: str) -> str:
     for node in nodes_of(root):
         refuse_node(node)
         _refuse(node, aggregates, what)
-    return f"SELECT coalesce(({text}\n)::BOOLEAN, false) AS y FROM {table}"
 
 
 def _is_one_value(root: dict[str, Any]) -> bool:
