@@ -79,8 +79,8 @@ class Derived:
     """One transform over one table of a captured stream, written to an event stream.
 
     The output belongs to it: one transform, version, table and output go together for good, and
-    are stored in stream `transforms`. Belongs to one thread; of several processes that run it, one
-    goes on and the others get ConsumerFenced.
+    are stored in stream `transforms` with the first commit. Belongs to one thread; of several
+    processes that run it, one goes on and the others get ConsumerFenced.
     """
 
     def __init__(
@@ -102,8 +102,8 @@ class Derived:
         self._history = history
         self._conversion = Conversion(cast=cast or {}, unfit=unfit)
         self._require_source()
-        register(log.engine, transform)
-        self._bind()
+        self._bound = False
+        self._bind(only_check=True)
 
     def run(
         self,
@@ -116,16 +116,19 @@ class Derived:
         """Go on from where the last run ended: up to an offset, the `current` end, or for ever.
 
         `stop()` ends it, too. `progress` is told of the offsets done, and of all there are. Raises
-        TransformRefused where the transform is not row-wise, ValueDoesNotFit, UnknownTable, what
-        the function raises, and ConsumerFenced where another process runs it.
+        TransformRefused where the transform fails or is not row-wise, ValueDoesNotFit,
+        UnknownTable, and ConsumerFenced where another process runs it.
         """
         stream = self._log.stream(self.source)
         consumer = stream.consumer(self.output)
         batches = consumer.follow(table=self.table, max_rows=max_rows, until=until, stop=stop)
         worker = _Worker(self)
+        # What fails in its first rows takes neither its version nor its output's name.
         rows = tombstones = 0
         for batch in batches:
             events = worker.events(batch.start, batch.stop)
+            if not self._bound:
+                self._bind()
             with consumer.commit(batch) as tx:
                 if events:
                     tx.append(self.output, [v for _, v in events], keys=[k for k, _ in events])
@@ -148,8 +151,12 @@ class Derived:
         for schema in self._history.named(name, stream.end):
             _require_key(schema)
 
-    def _bind(self) -> None:
-        """Tie the output to what it is made of. Raises TransformRefused."""
+    def _bind(self, *, only_check: bool = False) -> None:
+        """Register the transform, and tie the output to what it is made of.
+
+        With `only_check` nothing is stored. Raises TransformRefused.
+        """
+        register(self._log.engine, self.transform, only_check=only_check)
         stream = self._log.stream(self.output, create=True)
         wanted = {
             "v": 1,
@@ -162,7 +169,11 @@ class Derived:
             "unfit": self._conversion.unfit,
         }
         fresh = stream.end == 0
-        stored = stored_once(self._log.engine, f"derived {self.output}", wanted, fresh=fresh)
+        stored = stored_once(
+            self._log.engine, f"derived {self.output}", wanted, fresh=fresh and not only_check
+        )
+        if stored is None and fresh:
+            return
         if stored is None:
             raise TransformRefused(
                 f"stream {self.output!r} holds events that no transform made",
@@ -175,6 +186,7 @@ class Derived:
                 f"{stored['source']}.{stored['table']}, with another {differs[0]}",
                 hint="one output has one origin: take another stream for this one",
             )
+        self._bound = not only_check
 
     def __repr__(self) -> str:
         return f"<Derived {self.output!r} of {self.source}.{self.table} by {self.transform!r}>"

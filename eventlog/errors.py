@@ -10,7 +10,7 @@
     │   ├── CutInsideTransaction      strict=True and the offset lies inside one
     │   ├── SnapshotRefused           the table has no state at that cut, and why
     │   ├── BadManifest               a manifest or bundle is not whole, or was changed
-    │   ├── TransformRefused          not row-wise, without a source, or changed in its version
+    │   ├── TransformRefused          fails, not row-wise, no source, or changed in its version
     │   ├── ConsumerFenced            another process committed, or rewound, this consumer
     │   ├── NotCommitted              iterating on after a failed commit
     │   ├── ValueDoesNotFit           a stored value has no place in the Arrow type
@@ -77,7 +77,7 @@ class BadManifest(UsageError):
 
 
 class TransformRefused(UsageError):
-    """A transform that is not row-wise, whose source cannot be told, or changed in its version."""
+    """A transform that fails, is not row-wise, hides its source, or changed in its version."""
 
 
 class ConsumerFenced(UsageError):

@@ -164,16 +164,24 @@ class Log:
 
         `streams` is a name, several names, or a mapping from names to their own cuts; a cut
         `(start, stop)` keeps the rows whose latest version lies in that range. Raises
-        UnknownStream, OffsetOutOfRange, OffsetsDropped, and with `strict` CutInsideTransaction.
+        UnknownStream, OffsetOutOfRange, OffsetsDropped, UsageError, and with `strict`
+        CutInsideTransaction.
         """
         from eventlog.snapshots.snapshot import Part, Snapshot
 
         if isinstance(streams, str):
             cuts: dict[str, Any] = {streams: at}
         elif isinstance(streams, Mapping):
+            if at != "end":
+                raise UsageError(
+                    "each stream has its own cut, so at= has no say",
+                    hint="leave out at=, or name the streams alone: snapshot(['shop'], at=...)",
+                )
             cuts = dict(streams)
         else:
             cuts = dict.fromkeys(streams, at)
+        if not cuts:
+            raise UsageError("no stream is named", hint="name one: snapshot('shop')")
         parts = []
         for name, wanted in cuts.items():
             start, stop = wanted if isinstance(wanted, tuple) else (None, wanted)
@@ -206,9 +214,10 @@ class Log:
     ) -> Derived:
         """A stream of what the transform makes of each row of a table: `.run()` keeps it going.
 
-        The transform is registered in stream `transforms`; `cast` and `unfit` are those of
-        `Table.to_arrow`. Raises TransformRefused where its source changed under its version, or
-        the output has another origin; UnknownTable; UsageError for a table without a key.
+        The first commit registers the transform in stream `transforms`; `cast` and `unfit` are
+        those of `Table.to_arrow`. Raises TransformRefused where its source changed under its
+        version, or the output has another origin; UnknownTable; UsageError for a table without a
+        key.
         """
         from eventlog.derived import Derived
 

@@ -138,6 +138,11 @@ def test_a_file_that_is_gone_or_cut_is_named(tmp_path: Path, name: str) -> None:
     if name == "manifest.json":
         with pytest.raises(BadManifest):
             eventlog.open_bundle(folder)
+    elif name != "SHA256SUMS":
+        changed = f"{name} was changed: its checksum is another"
+        found = eventlog.open_bundle(folder).verify()
+        assert not found and found.reasons == [changed], "once, and not by its whole path, too"
+        assert found.rows < 7
     else:
         assert not eventlog.open_bundle(folder).verify()
 

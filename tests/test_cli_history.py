@@ -122,6 +122,10 @@ def test_a_key_that_was_never_seen_is_said_and_is_no_failure(run: Run) -> None:
         done = run("history", "shop", "orders", "9", *more)
         assert done.stdout == ""
         assert done.stderr == "no version of id=9 in public.orders in [0, 6)\n"
+    done = run("history", "shop", "orders", "ids=9")
+    assert done.stderr.splitlines()[1] == (
+        "Hint: the key is the column 'id', not 'ids', so all of that was its value"
+    )
 
 
 @pytest.mark.usefixtures("orders")

@@ -320,7 +320,7 @@ def test_export_casts_columns_and_counts_what_does_not_fit(
     run(*args, "--cast", "amount=text")
     assert [row["amount"] for row in exported(out)] == ["NaN", "2.5"]
     said = run(*args, "--unfit", "null").stdout
-    assert "amount: 1 values did not fit and are null" in said
+    assert "amount: null for 1 value that did not fit" in said
     assert exported(out)[0]["amount"] is None
 
 

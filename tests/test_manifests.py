@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import pytest
 
 import eventlog
 from eventlog.changes.change import Op
+from eventlog.changes.change_view import source_codec
 from eventlog.engine.upkeep.compact import compact
 from eventlog.errors import (
     BadManifest,
@@ -27,13 +29,17 @@ from eventlog.errors import (
     SnapshotRefused,
     UnknownTable,
     UsageError,
+    ValueDoesNotFit,
 )
 from eventlog.snapshots.manifests.manifest import manifest_of, read_manifest
 from eventlog.snapshots.manifests.saved import Saved
 from eventlog.snapshots.manifests.verification import Verification
+from eventlog.snapshots.state.checkpoint_folder import CheckpointFolder
+from eventlog.snapshots.table import Table
 from tests.digest_oracle import digest_of
 from tests.fix_log import (
     INT,
+    NUMERIC,
     MadeSource,
     bodies_apart,
     column,
@@ -219,12 +225,33 @@ def spoilt(data: bytes) -> Iterator[bytes]:
     yield json.dumps({**content, "streams": []}).encode()
     yield json.dumps([content]).encode()
     yield b"[" * 100_000
+    yield data.replace(b'"rows": 2', b'"rows": ' + b"9" * 5_000)
+    for log in ({"generation": -1}, {"generation": 10**9}):
+        yield forged(content, log={**content["log"], **log})
+    (stream,), (table,) = content["streams"], content["tables"]
+    for wrong in ({"stop": 2**63}, {"retained": -1}, {"exclusions": -1}, {"time": "\ud800"}):
+        yield forged(content, streams=[{**stream, **wrong}])
+    stored = table["stored"]
+    for wrong in ({"rows": 3}, {"rows": 2**64}, {"bytes": 2**63}, {"offsets": "0" * 64}):
+        yield forged(content, tables=[{**table, "stored": {**stored, **wrong}}])
+    yield forged(content, tables=[{**table, "output": stored}])
+    yield forged(content, tables=[{**table, "stored": {**stored, "columns": []}}])
+    yield forged(content, tables=[])
+
+
+def forged(content: dict[str, Any], **changed: Any) -> bytes:
+    """A manifest that was edited by somebody who knows how its digest is made."""
+    bare = {**content, **changed}
+    covered = {n: v for n, v in bare.items() if n not in ("digest", "created")}
+    text = json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps({**bare, "digest": hashlib.sha256(text).hexdigest()}).encode()
 
 
 def test_a_manifest_that_is_cut_or_changed_is_refused(filled: eventlog.Log, path: Path) -> None:
     filled.snapshot("shop").save(path)
     whole = path.read_bytes()
     assert manifest_of(whole) == read_manifest(path)
+    assert manifest_of(forged(json.loads(whole))) == manifest_of(whole)
     for count, data in enumerate(spoilt(whole)):
         assert data != whole
         path.write_bytes(data)
@@ -238,6 +265,30 @@ def test_a_manifest_that_is_cut_or_changed_is_refused(filled: eventlog.Log, path
         filled.load_snapshot(path.parent / "nothing.json")
 
 
+def test_a_manifest_is_shown_in_one_line(filled: eventlog.Log, path: Path) -> None:
+    manifest = filled.snapshot("shop").save(path)
+    assert repr(manifest) == f"<Manifest shop.public.orders, 2 rows, {manifest.digest[:8]}…>"
+
+
+def test_columns_that_name_no_table_are_refused(filled: eventlog.Log, path: Path) -> None:
+    with pytest.raises(UsageError, match="does not say of which table") as refused:
+        filled.snapshot("shop").save(path, columns=["id"])  # type: ignore[arg-type]
+    assert "columns={'public.orders'" in refused.value.hint
+
+
+def test_what_does_not_fit_a_transform_says_how_to_leave_it_out(
+    log: eventlog.Log, shop: MadeSource, path: Path
+) -> None:
+    orders = shop.table("orders", *KEYED, column("price", NUMERIC, typmod=(9 << 16 | 2) + 4))
+    shop.commit(insert(orders, 1, 10, "a", "NaN"))
+    with pytest.raises(ValueDoesNotFit, match="a transform is given typed values") as refused:
+        log.snapshot("shop").save(path, transform=Doubled())
+    assert "columns={'public.t'" in refused.value.hint and "cast" not in refused.value.hint
+    some = {"public.orders": ["id", "n", "note"]}
+    assert log.snapshot("shop").save(path, transform=Doubled(), columns=some)
+    assert verified(log, path, transform=Doubled())
+
+
 # What verifying says
 
 
@@ -247,6 +298,7 @@ def test_another_log_is_told_by_its_id(filled: eventlog.Log, path: Path, tmp_pat
         found = verified(other, path)
     assert not found and found.rows == 0
     assert len(found.reasons) == 1 and found.reasons[0].startswith("another log: the manifest is")
+    assert "--log" in found.hint
 
 
 def test_a_backup_is_the_same_log_up_to_where_it_was_taken(
@@ -293,6 +345,53 @@ def test_damage_is_named_with_its_offsets(log_dir: Path, tmp_path: Path) -> None
     assert "is damaged" in found.reasons[0]
 
 
+def test_a_checkpoint_stands_for_nothing_that_the_log_has_lost(
+    log_dir: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.json"
+    with bodies_apart(), eventlog.open(log_dir, create=True) as log:
+        source = MadeSource(log, "shop")
+        orders = source.table("orders", *KEYED)
+        source.commit(*(insert(orders, key, key, "a") for key in range(9)))
+        source.commit(insert(orders, 9, 2, "b"))
+        source.close()
+        log.snapshot("shop").save(path)
+        table = log.snapshot("shop", at=9).table("orders")
+        history = log._history("shop")
+        folder = CheckpointFolder(log.engine, history)
+        assert isinstance(table, Table)
+        assert folder.write(table._state, source_codec(log.engine, history), stop=9)
+        assert verified(log, path).rows == 10
+        with log.engine.store.write() as txn:
+            cursor = txn.cursor(db=log.engine.store.payload)
+            assert cursor.first()
+            key, value = cursor.item()
+            txn.put(bytes(key), bytes(value)[:-1] + b"!", db=log.engine.store.payload)
+        assert log.snapshot("shop").table("orders").num_rows == 10, "the checkpoint has them"
+        found = verified(log, path)
+    assert not found and "is damaged" in found.reasons[0]
+
+
+def test_an_equal_table_of_which_the_manifest_tells_something_else_is_not_equal(
+    filled: eventlog.Log, path: Path
+) -> None:
+    filled.snapshot("shop").save(path)
+    content = json.loads(path.read_bytes())
+    content["tables"][0]["stored"]["columns"][1]["name"] = "m"
+    path.write_bytes(forged(content))
+    assert "contradicts itself" in verified(filled, path).reasons[0]
+    content["tables"][0]["stored"]["columns"][1]["name"] = "n"
+    content["tables"][0]["stored"]["bytes"] += 1
+    path.write_bytes(forged(content))
+    assert "contradicts itself" in verified(filled, path).reasons[0]
+
+
+def test_no_table_is_no_snapshot(filled: eventlog.Log, path: Path) -> None:
+    with pytest.raises(UsageError, match="no table is named"):
+        filled.snapshot("shop").save(path, tables=[])
+    assert not path.exists()
+
+
 def test_a_transform_is_proven_by_what_it_makes(filled: eventlog.Log, path: Path) -> None:
     manifest = filled.snapshot("shop").save(path, transform=Doubled())
     output = manifest.tables[0].output
@@ -303,10 +402,12 @@ def test_a_transform_is_proven_by_what_it_makes(filled: eventlog.Log, path: Path
     assert verified(filled, path, transform=Doubled())
     absent = verified(filled, path)
     assert not absent and "is not at hand" in absent.reasons[0] and absent.rows == 2
+    assert absent.unproven and "--transform FILE.py:NAME" in absent.hint
     changed = Doubled()
     changed.digest = "cd" * 32
     found = verified(filled, path, transform=changed)
     assert not found and "has changed under the same version" in found.reasons[0]
+    assert not found.unproven and not found.hint
     changed = Doubled()
     changed.version = 3
     assert "given is 'doubled', version 3" in verified(filled, path, transform=changed).reasons[0]
@@ -319,6 +420,14 @@ def test_a_transform_is_proven_by_what_it_makes(filled: eventlog.Log, path: Path
     assert failed.startswith("the transform of table shop.public.orders failed: ")
     with pytest.raises(UsageError, match="of one table"):
         filled.snapshot(["shop", "clicks"]).save(path, transform=Doubled())
+
+
+def test_a_transform_that_ends_the_process_proves_nothing(filled: eventlog.Log, path: Path) -> None:
+    filled.snapshot("shop").save(path, transform=Doubled())
+    leaving = Doubled()
+    with mock.patch.object(leaving, "apply", side_effect=SystemExit(0), create=True):
+        found = verified(filled, path, transform=leaving)
+    assert not found and "failed: SystemExit" in found.reasons[0]
 
 
 def test_what_differs_of_rows_is_said(filled: eventlog.Log, path: Path) -> None:
@@ -499,6 +608,9 @@ def test_the_commands_save_show_and_verify(
     assert json.loads(found.stdout)["reasons"][0].startswith("another log")
     path.write_bytes(path.read_bytes()[:-9])
     assert_explained(run_cli("snapshot", "verify", str(path), *at))
+    nothing = run_cli("snapshot", "verify", str(path.parent / "none"), "--log", str(path.parent))
+    assert_explained(nothing)
+    assert "none cannot be read" in nothing.stderr
     wrong = run_cli("snapshot", "create", "--at", "shop", "--out", str(path), *at)
     assert wrong.returncode == 2 and "STREAM=OFFSET|TIME|end" in wrong.stderr
     wrong = run_cli(
@@ -525,5 +637,13 @@ def test_a_transform_is_taken_out_of_a_file(
     assert "transform same, version 1" in done.stdout
     assert run_cli("snapshot", "verify", str(path), *transform, *at).returncode == 0
     assert run_cli("snapshot", "verify", str(path), *at).returncode == 1
-    for bad in (f"{code}:nothing", f"{code}:missing", f"{tmp_path}/no.py:x", "features"):
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nsame = 1\nsys.exit(0)\n")
+    for bad in (
+        f"{code}:nothing",
+        f"{code}:missing",
+        f"{script}:same",  # Its exit with 0 is no proof.
+        f"{tmp_path}/no.py:x",
+        "features",
+    ):
         assert_explained(run_cli("snapshot", "verify", str(path), "--transform", bad, *at))

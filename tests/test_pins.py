@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 
 import eventlog
 from eventlog.engine import pins, rows, upgrade
-from eventlog.engine.pins import PinRow
+from eventlog.engine.pins import PinRow, fault
 from eventlog.engine.sealed import seal
 from eventlog.engine.upkeep.compact import compact
 from eventlog.engine.upkeep.repair import repair
@@ -281,3 +282,10 @@ def test_the_commands_list_drop_and_tell(
     assert_explained(run_cli("snapshot", "pins", "--drop", name, *at))
     assert run_cli("retain", "clicks", "--below", "end", *at).returncode == 0
     assert log.stream("clicks").start == 12
+
+
+@pytest.mark.parametrize("pair", [[None, 3], ["0", "3"], [0, True], [0.0, 1], [3, 0], [1], None])
+def test_a_pin_without_a_range_is_a_fault_and_no_failure(pair: Any) -> None:
+    whole = {"id": "ab", "name": "n", "digest": "d", "manifest": b"m", "created_us": 1}
+    assert fault(b"pin/ab", {**whole, "ranges": {"clicks": [0, 3]}}) is None
+    assert "is no range" in str(fault(b"pin/ab", {**whole, "ranges": {"clicks": pair}}))

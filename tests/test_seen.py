@@ -475,7 +475,13 @@ def _above_the_mean(rows: pa.Table) -> Any:
         ({"on": ()}, UsageError, "names no change"),
         ({"columns": ["idd"]}, UnknownColumn, "no column 'idd'"),
         ({"columns": ["id", "id"]}, UsageError, "names a column twice"),
+        ({"columns": "id"}, UsageError, "columns='id' is one text"),
+        ({"old": "id"}, UsageError, "old='id' is one text"),
         ({"old": ["x"]}, UnknownColumn, "no column 'x'"),
+        ({"label": "note"}, UsageError, "label= was given 'note'"),
+        ({"label": ["note"]}, UsageError, "label= was given 'note'"),
+        ({"lookups": ["customers"]}, UsageError, "lookups= was given 'customers'"),
+        ({"counts": later("id")}, UsageError, "counts= was given Later"),
         ({"label": later("x")}, UnknownColumn, "no column 'x'"),
         ({"label": [later("id"), later("note")]}, UsageError, "two columns .* 'label'"),
         ({"lookups": [lookup("nope", by="id", columns="id")]}, UnknownTable, "no table"),
@@ -520,6 +526,17 @@ def test_a_wrong_question_is_explained(
     with pytest.raises(error, match=cause) as caught:
         log.snapshot("shop").seen("orders", **wrong).to_arrow()
     assert caught.value.hint
+
+
+def test_one_definition_alone_is_taken_as_a_list_of_one(
+    log: eventlog.Log, shop: MadeSource, orders: Schema, customers: Schema
+) -> None:
+    shop.commit(insert(orders, 1, 7, 1, None), insert(orders, 2, 7, 1, None))
+    one, looked = count("orders", by="customer"), lookup("customers", by="customer", columns="id")
+    snapshot = log.snapshot("shop")
+    alone = snapshot.seen("orders", counts=one, lookups=looked).to_arrow()
+    assert alone.equals(snapshot.seen("orders", counts=[one], lookups=[looked]).to_arrow())
+    assert "orders" in alone.column_names
 
 
 def test_a_wrong_definition_is_explained_before_there_is_a_log(log: eventlog.Log) -> None:

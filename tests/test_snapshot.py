@@ -80,6 +80,12 @@ def test_a_start_keeps_the_rows_whose_latest_version_lies_behind_it(
     assert table.to_arrow().to_pylist() == [{"id": 1, "n": 11, "note": "a"}]
     with pytest.raises(OffsetOutOfRange):
         log.snapshot({"shop": (2, 0)})
+    with pytest.raises(UsageError, match="at= has no say"):
+        log.snapshot({"shop": (0, 2)}, at=3)
+    nothing: tuple[Any, ...] = ({}, [])
+    for none in nothing:
+        with pytest.raises(UsageError, match="no stream is named"):
+            log.snapshot(none)
 
 
 def test_a_key_change_moves_the_row_and_carries_unchanged_values(
@@ -144,7 +150,7 @@ def test_a_copy_resets_its_table_and_a_cut_inside_is_refused(
     for at in (2, 3):
         with pytest.raises(SnapshotRefused, match=f"not complete at offset {at}") as caught:
             rows(log, at=at)
-        assert "from 5 on" in caught.value.hint
+        assert "from 5 on, by time after 2026-01-01T0" in caught.value.hint
     assert rows(log) == [(2, 1, 10, "a"), (3, 2, 20, None)]
 
 

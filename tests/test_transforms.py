@@ -18,6 +18,7 @@ import eventlog
 from eventlog.errors import TransformRefused, UnknownColumn, UsageError
 from eventlog.snapshots.transform.registry import register
 from tests.fix_log import INT, NUMERIC, MadeSource, column, insert
+from tests.fix_postgres import RunCli, assert_explained
 from tests.transform_examples import centred, filtered, taxed
 
 ROWS = pa.table(
@@ -91,6 +92,8 @@ def test_what_is_not_row_wise_is_refused() -> None:
          "another column 'x' when applied twice"),
         ("return pa.table({'x': [[float('nan'), -float(len(rows))]] * len(rows)})",
          "another column 'x'"),
+        ("return rows.select(['id']).sort_by('id')",
+         "another column 'id' when applied to the rows from last to first"),
     ],
 )  # fmt: skip
 def test_a_probe_names_the_column(written: Any, body: str, cause: str) -> None:
@@ -166,12 +169,104 @@ def test_a_change_in_what_a_function_uses_changes_its_digest(
     assert written(BASE).t.digest != written(BASE.replace(before, after)).t.digest
 
 
+WRAPPED = """
+import functools
+def times(k):
+    def around(f):
+        @functools.wraps(f)
+        def wrapper(x):
+            return f(x) * k
+        return wrapper
+    return around
+"""
+CLASSES = """
+import dataclasses, enum, functools
+RATE = 2
+def marked(kind):
+    kind.factor = 2
+    return kind
+class Meta(type):
+    def twice(cls, x): return x * 2
+@marked
+class Rates(metaclass=Meta):
+    rate = RATE
+    class Inner:
+        def go(self, x): return x * RATE
+    @functools.cached_property
+    def cached(self): return RATE
+class Slots:
+    __slots__ = ("a",)
+class Both(Slots):
+    def __init__(self): self.a, self.b = 2, 1
+class Pairs(list):
+    def total(self): return sum(self) + 2
+class Level(enum.Enum):
+    HIGH = RATE
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scale:
+    by: int
+    def go(self, x): return x * self.by
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "body", "before", "after"),
+    [
+        (WRAPPED + "@times(2)\ndef used(x): return x", "used(rows)", "times(2)", "times(3)"),
+        (WRAPPED + "@times(2)\ndef used(x): return x", "used(rows)", "f(x) * k", "f(x) + k"),
+        (CLASSES, "Rates.rate", "RATE = 2", "RATE = 3"),
+        (CLASSES, "Rates.Inner().go(rows)", "RATE = 2", "RATE = 3"),
+        (CLASSES, "Rates().cached", "RATE = 2", "RATE = 3"),
+        (CLASSES, "Rates.factor", "factor = 2", "factor = 3"),
+        (CLASSES, "Rates.twice(rows)", "x * 2", "x * 3"),
+        (CLASSES + "used = Both()", "used.a", "self.a, self.b = 2", "self.a, self.b = 3"),
+        (CLASSES + "used = Pairs([1, 2])", "used.total()", "[1, 2]", "[1, 3]"),
+        (CLASSES + "used = Pairs([1, 2])", "used.total()", "sum(self) + 2", "sum(self) + 3"),
+        (CLASSES + "used = Level.HIGH", "used.value", "RATE = 2", "RATE = 3"),
+        (CLASSES + "used = Scale(2)", "used.go(rows)", "x * self.by", "x + self.by"),
+        (CLASSES + "used = Scale(2)", "used.go(rows)", "slots=True", "slots=False"),
+        (CLASSES + "used = Scale(2).go", "used(rows)", "Scale(2)", "Scale(3)"),
+        ("used = {'a': 2}.get", "used('a')", "'a': 2", "'a': 3"),
+        ("used = {'a': 1, 'b': 1}", "list(used)[0]", "'a': 1, 'b': 1", "'b': 1, 'a': 1"),
+        ("def used(x): return used.k\nused.k = 2", "used(rows)", "used.k = 2", "used.k = 3"),
+        (
+            "import functools\n@functools.singledispatch\ndef used(x): return x\n"
+            "@used.register\ndef _(x: int): return x * 2",
+            "used(rows)",
+            "x * 2",
+            "x * 3",
+        ),
+        (
+            "import numpy as np\nused = np.ma.array([1, 2], mask=[0, 1])",
+            "used.sum()",
+            "[0, 1]",
+            "[1, 0]",
+        ),
+    ],
+)
+def test_code_that_is_reached_on_byways_counts(
+    written: Any, source: str, body: str, before: str, after: str
+) -> None:
+    head = '\n@eventlog.transform("t", version=1)\ndef t(rows):\n    return '
+    assert before in source
+    first = written(source + head + body).t.digest
+    assert written(source + head + body).t.digest == first
+    assert written(source.replace(before, after) + head + body).t.digest != first
+
+
+def test_a_wrapper_around_the_transform_itself_counts(written: Any) -> None:
+    source = WRAPPED + '@eventlog.transform("t", version=1)\n@times(2)\ndef t(rows): return rows'
+    first = written(source).t.digest
+    assert written(source.replace("times(2)", "times(3)")).t.digest != first
+    assert written(source.replace("f(x) * k", "f(x) + k")).t.digest != first
+    assert written(source.replace("return rows", "return -rows")).t.digest != first
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
         ("version=1", "version=2"),
         ('"b": [1, 2.5, None]}', '"b": [1, 2.5, None]}  # a remark outside'),
-        ('{"a": 1, "b": [1, 2.5, None]}', '{"b": [1, 2.5, None], "a": 1}'),
         ("class Step", "OTHER = 4\n\nclass Step"),
     ],
 )
@@ -362,10 +457,83 @@ def test_a_saved_snapshot_registers_and_probes_its_transform(
     with pytest.raises(TransformRefused, match="another column 'centred'"):
         log.snapshot("shop").save(tmp_path / "again.json", transform=centred)
     assert not (tmp_path / "again.json").exists()
+    assert [event.key for event in log.stream("transforms").read()] == ["taxed@1"]
 
 
+def boom(rows: pa.Table) -> pa.Table:
+    return pa.table({"amount": rows["amont"]})
+
+
+def test_a_transform_that_fails_is_told_with_its_line_and_keeps_its_version_free(
+    log: eventlog.Log, shop: MadeSource, tmp_path: Path
+) -> None:
+    orders = shop.table("orders", column("id", INT, key=True), column("amount", INT))
+    shop.commit(insert(orders, 1, 5), insert(orders, 2, 6))
+    path = tmp_path / "train.json"
+    with pytest.raises(TransformRefused) as failed:
+        log.snapshot("shop").save(path, transform=eventlog.transform("boom", version=1)(boom))
+    assert str(failed.value).startswith("transform boom@1 fails: KeyError: ")
+    assert "amont" in str(failed.value)
+    line = boom.__code__.co_firstlineno + 1
+    assert failed.value.hint == f"look at test_transforms.py, line {line}, in boom"
+    assert isinstance(failed.value.__cause__, KeyError)
+    assert not path.exists() and "transforms" not in [stream.name for stream in log.streams()]
+    mended = eventlog.transform("boom", version=1)(same)
+    log.snapshot("shop").save(path, transform=mended)
+    assert [event.key for event in log.stream("transforms").read()] == ["boom@1"]
+    assert repr(log.snapshot("shop").table("orders")) == "<Table public.orders, 2 rows>"
+    mended.maker = boom
+    found = log.load_snapshot(path).verify(transform=mended)
+    assert found.reasons[0].startswith("the output of table shop.public.orders cannot be made")
+
+
+FILE = """
+import eventlog
+
+@eventlog.transform("boom", version=1)
+def boom(rows):
+    return rows.select(["amont"])
+
+@eventlog.transform("same", version=1)
+def same(rows):
+    return rows
+"""
+
+
+def test_the_command_says_what_a_transform_lacks_in_a_sentence(
+    log: eventlog.Log, shop: MadeSource, tmp_path: Path, run_cli: RunCli
+) -> None:
+    orders = shop.table("orders", column("id", INT, key=True), column("amount", INT))
+    shop.commit(insert(orders, 1, 5))
+    file, path = tmp_path / "made.py", tmp_path / "train.json"
+    file.write_text(FILE)
+    create = ("snapshot", "create", "--at", "shop=end", "--out", str(path), "--log", str(log.path))
+    failed = run_cli(*create, "--transform", f"{file}:boom")
+    assert_explained(failed)
+    assert "Error: transform boom@1 fails: KeyError: " in failed.stderr
+    assert "Hint: look at made.py, line 6, in boom" in failed.stderr
+    assert run_cli(*create, "--transform", f"{file}:same").returncode == 0
+    found = run_cli("snapshot", "verify", str(path), "--log", str(log.path))
+    assert found.returncode == 1
+    assert found.stdout.endswith("not proven whole: 1 row proven\n")
+    assert found.stderr == "Hint: give the transform: --transform FILE.py:NAME, transform=\n"
+
+
+def same(rows: pa.Table) -> pa.Table:
+    return rows
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "math.floor(near_rates.RATE + rate())",
+        "import near_rates as other; other.RATE",
+        "from near_rates import RATE; math.floor(RATE)",
+        "near_package.inner.RATE",
+    ],
+)
 def test_modules_beside_a_transform_are_its_own_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -374,10 +542,13 @@ def test_modules_beside_a_transform_are_its_own_code(
             f"RATE = {rate}\nUNUSED = {depth}\n\ndef rate():\n    return RATE\n"
         )
         (tmp_path / "near_features.py").write_text(
-            "import eventlog, near_rates, math\nfrom near_rates import rate\n\n"
+            "import eventlog, near_rates, math, near_package.inner\n"
+            "from near_rates import rate\n\n"
             "@eventlog.transform('near', version=1)\n"
-            "def near(rows):\n    math.floor(near_rates.RATE + rate())\n    return rows\n"
+            f"def near(rows):\n    {use}\n    return rows\n"
         )
+        (tmp_path / "near_package").mkdir(exist_ok=True)
+        (tmp_path / "near_package" / "inner.py").write_text(f"RATE = {rate}\nUNUSED = {depth}\n")
         program = "import near_features; print(near_features.near.digest)"
         done = subprocess.run(
             [sys.executable, "-B", "-c", program],

@@ -69,12 +69,12 @@ def require_columns(schema: Schema, names: Iterable[str]) -> None:
             )
 
 
-def require_names(names: Iterable[str]) -> None:
+def require_names(names: Iterable[str], *, where: str = "columns=") -> None:
     """Raise UsageError for one name in place of several: its letters would be taken for names."""
     if isinstance(names, str):
         raise UsageError(
-            f"columns={names!r} is one text, and a list of names was expected",
-            hint=f"write columns=[{names!r}]",
+            f"{where}{names!r} is one text, and a list of names was expected",
+            hint=f"write {where}[{names!r}]",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -25,6 +26,8 @@ Examples:
   eventlog history shop public.order_items '{"order_id": 7, "line": 2}' --json
   eventlog history late-predictions 4711
 """
+
+_COLUMN = re.compile(r"([A-Za-z_]\w*)=")
 
 _CHANGES = ("offset", "time", "op", "tx", "life", "change")
 _EVENTS = ("offset", "time", "life", "change")
@@ -70,6 +73,13 @@ def history(
         click.echo(one_line(f"Note: {note}"), err=True)
     if not printed:
         click.echo(one_line(f"no version of {found} in [{found.start}, {found.stop})"), err=True)
+        named = _COLUMN.match(key)
+        if named and isinstance(found.key, dict) and key in found.key.values():
+            click.echo(one_line(_hint(named[1], *found.key)), err=True)
+
+
+def _hint(word: str, column: str) -> str:
+    return f"Hint: the key is the column {column!r}, not {word!r}, so all of that was its value"
 
 
 def _print(found: RowHistory | EventHistory, *, as_json: bool) -> int:

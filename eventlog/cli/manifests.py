@@ -11,7 +11,7 @@ import click
 
 from eventlog.cli.manifest_diff import diff
 from eventlog.cli.options import json_option, log_option, open_log, parsed_casts
-from eventlog.cli.printing import Columns, one_line, write_json
+from eventlog.cli.printing import Columns, counted, one_line, write_json
 from eventlog.cli.progress import bar
 
 if TYPE_CHECKING:
@@ -204,7 +204,10 @@ def verify(
     else:
         for reason in found.reasons:
             click.echo(one_line(reason))
-        click.echo(f"{'equal' if found else 'not equal'}: {found.rows:,} rows proven")
+        word = "equal" if found else "not proven whole" if found.unproven else "not equal"
+        click.echo(f"{word}: {counted(found.rows, 'row')} proven")
+        if found.hint:
+            click.echo(one_line(f"Hint: {found.hint}"), err=True)
     if not found:
         ctx.exit(1)
 
@@ -260,9 +263,10 @@ def bundle(
             }
         )
         return
-    click.echo(one_line(f"{out}: {done.tables:,} tables, {done.rows:,} rows, {done.bytes:,} bytes"))
+    held = (counted(done.tables, "table"), counted(done.rows, "row"), counted(done.bytes, "byte"))
+    click.echo(one_line(f"{out}: {', '.join(held)}"))
     for column, count in done.unfit.items():
-        click.echo(one_line(f"{column}: {count:,} values did not fit and are null"))
+        click.echo(one_line(f"{column}: null for {counted(count, 'value')} that did not fit"))
 
 
 @click.command(name="pins", epilog="Example: eventlog snapshot pins --drop 37a89edcf1fa133a")

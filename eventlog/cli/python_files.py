@@ -35,7 +35,7 @@ def load_object(text: str) -> Any:
         if hasattr(module, name):
             raise
         raise UsageError(f"{path} has no {name!r}: {error}", hint="name what it defines") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # A script that exits with 0 has proven nothing.
         raise UsageError(
             f"{path} cannot be run: {type(error).__name__}: {error}", hint="run it by itself first"
         ) from error

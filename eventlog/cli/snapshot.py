@@ -11,7 +11,7 @@ import click
 from eventlog.cli.export_files import SUFFIXES, write_pieces
 from eventlog.cli.manifests import COMMANDS
 from eventlog.cli.options import json_option, log_option, open_log, parsed_casts
-from eventlog.cli.printing import write_json
+from eventlog.cli.printing import counted, write_json
 from eventlog.cli.progress import bar
 from eventlog.errors import UsageError
 
@@ -110,9 +110,9 @@ def export(
         return
     time = f" ({done['time']})" if done["time"] else ""
     name = table or stream
-    click.echo(f"{name} as of offset {done['at']}{time}: {done['rows']:,} rows in {out}")
+    click.echo(f"{name} as of offset {done['at']}{time}: {counted(done['rows'], 'row')} in {out}")
     for column, count in done["unfit"].items():
-        click.echo(f"{column}: {count:,} values did not fit and are null")
+        click.echo(f"{column}: null for {counted(count, 'value')} that did not fit")
 
 
 def _export(

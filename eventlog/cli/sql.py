@@ -12,7 +12,7 @@ import click
 
 from eventlog.cli.export_files import SUFFIXES, write_table
 from eventlog.cli.options import json_option, log_option, open_log, parsed_casts
-from eventlog.cli.printing import Columns, one_line, write_json, write_lines
+from eventlog.cli.printing import Columns, counted, one_line, write_json, write_lines
 from eventlog.cli.progress import bar
 from eventlog.errors import UsageError
 
@@ -147,7 +147,7 @@ def sql(
         return
     _say(result)
     if out is not None:
-        click.echo(f"{result.num_rows:,} rows in {out}")
+        click.echo(f"{counted(result.num_rows, 'row')} in {out}")
     else:
         _print(result, form or "table")
 
@@ -166,10 +166,14 @@ def _require_one_form(form: str | None, out: Path | None, *, as_json: bool) -> N
 
 def _snapshots(log: Log, cuts: Sequence[Asked]) -> tuple[Any, dict[str, Any]]:
     """The streams under their own names, and the others by their aliases."""
+    from eventlog.snapshots.snapshot import Snapshot
+
     own: dict[str, Any] = {a.name: a.cut for a in cuts if not a.alias}
     if not cuts:
         own = {row.name: "end" for row in log.engine.streams()}
     others = {a.name: log.snapshot(a.stream, at=a.cut) for a in cuts if a.alias}
+    if not own:  # Only aliases are named, or nothing is there: both can be asked.
+        return Snapshot(log.engine, []), others
     return log.snapshot(own), others
 
 

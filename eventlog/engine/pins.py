@@ -157,7 +157,8 @@ def fault(key: bytes, stored: Mapping[str, Any]) -> str | None:
     if not isinstance(stored.get("created_us"), int) or not isinstance(ranges, dict):
         return "it has no ranges"
     for pair in ranges.values():
-        if not isinstance(pair, list) or len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
+        numbers = isinstance(pair, list) and [type(number) for number in pair] == [int, int]
+        if not numbers or not 0 <= pair[0] <= pair[1]:
             return f"{pair!r} is no range"
     return None
 

@@ -105,4 +105,5 @@ class EventTable(ShownRows):
             )
 
     def __repr__(self) -> str:
-        return f"<EventTable, {self.num_rows} events>"
+        unit = "event" if self.num_rows == 1 else "events"
+        return f"<EventTable, {self.num_rows:,} {unit}>"

@@ -201,8 +201,8 @@ class Snapshot:
         columns: Sequence[str] | None = None,
         old: Sequence[str] = (),
         where: Condition | None = None,
-        lookups: Sequence[Lookup] = (),
-        counts: Sequence[Count] = (),
+        lookups: Lookup | Sequence[Lookup] = (),
+        counts: Count | Sequence[Count] = (),
         label: Later | Sequence[Later] = (),
         progress: Progress | None = None,
     ) -> Seen:

@@ -186,7 +186,8 @@ class Table(ShownRows):
         )
 
     def __repr__(self) -> str:
-        return f"<Table {self.name}, {self.num_rows} rows>"
+        unit = "row" if self.num_rows == 1 else "rows"
+        return f"<Table {self.name}, {self.num_rows:,} {unit}>"
 
 
 _EMPTY = Texts(

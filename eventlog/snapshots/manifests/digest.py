@@ -69,16 +69,25 @@ class TableDigest:
 
     def done(self) -> Digest:
         """The digest of all rows so far."""
-        offsets = self._offsets.digest()
-        columns = [column.digest() for column in self._columns]
-        head = _HEAD.pack(b"EVLD", VERSION, self._rows, len(columns))
+        offsets = self._offsets.hexdigest()
+        columns = tuple(column.digest().hex() for column in self._columns)
         return Digest(
             rows=self._rows,
             bytes=sum(column.size for column in self._columns),
-            table=hashlib.sha256(b"".join([head, offsets, *columns])).hexdigest(),
-            offsets=offsets.hex(),
-            columns=tuple(digest.hex() for digest in columns),
+            table=combined(self._rows, offsets, columns),
+            offsets=offsets,
+            columns=columns,
         )
+
+
+def combined(rows: int, offsets: str, columns: Sequence[str]) -> str:
+    """The digest of a table, of the number of its rows and the digests of its parts.
+
+    REQUIRES: 0 <= rows < 2**64, and digests of 64 hexadecimal digits.
+    """
+    head = _HEAD.pack(b"EVLD", VERSION, rows, len(columns))
+    parts = [bytes.fromhex(digest) for digest in (offsets, *columns)]
+    return hashlib.sha256(b"".join([head, *parts])).hexdigest()
 
 
 class _Column:

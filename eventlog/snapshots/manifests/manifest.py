@@ -22,6 +22,7 @@ from typing import Any
 
 from eventlog.errors import BadManifest, UnknownTable
 from eventlog.snapshots.manifests import private_file, strict_json
+from eventlog.snapshots.manifests.digest import combined
 from eventlog.snapshots.manifests.strict_json import NotStrict
 
 FORMAT = "eventlog-manifest"
@@ -30,6 +31,10 @@ BYTES_MAX = 64 << 20
 """Of a manifest's file: some 100 bytes for each column of each table; more is something else."""
 
 _HEX = re.compile(r"[0-9a-f]{64}")
+_MAX = 2**63
+_NAMES_SHOWN = 3
+_GENERATIONS_MAX = 10_000
+"""Each is a backup that was opened."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +153,13 @@ class Manifest:
         """Write it, whole or not at all. Raises EnvironmentFault."""
         private_file.write_whole(path, self.to_bytes())
 
+    def __repr__(self) -> str:
+        many = len(self.tables) > _NAMES_SHOWN
+        names = f"{len(self.tables)} tables" if many else ", ".join(t.name for t in self.tables)
+        rows = sum(table.stored.rows for table in self.tables)
+        unit = "row" if rows == 1 else "rows"
+        return f"<Manifest {names}, {rows:,} {unit}, {self.digest[:8]}…>"
+
 
 def find_table(manifest: Manifest, name: str) -> SavedTable:
     """What a manifest says of a table; its stream may be left out. Raises UnknownTable."""
@@ -206,20 +218,31 @@ def _headed(content: dict[str, Any]) -> dict[str, Any]:
 
 def _check(manifest: Manifest) -> None:
     """What types alone do not say. Raises NotStrict."""
+    if not 0 <= manifest.log.generation <= _GENERATIONS_MAX:
+        raise NotStrict(f"the log has no generation {manifest.log.generation}")
     names = [stream.name for stream in manifest.streams]
     if len(set(names)) != len(names):
         raise NotStrict("a stream stands in it twice")
     for stream in manifest.streams:
         if stream.kind not in ("events", "captured"):
             raise NotStrict(f"stream {stream.name!r} is of no kind that is known")
-        if not 0 <= (stream.start or 0) <= stream.stop or stream.retained < 0:
+        numbers = (stream.retained, stream.start or 0, stream.stop, stream.exclusions or 0)
+        if not 0 <= min(numbers) <= max(numbers) < _MAX or (stream.start or 0) > stream.stop:
             raise NotStrict(f"stream {stream.name!r} has no range of offsets")
+    if not manifest.tables:
+        raise NotStrict("it names no table, so it proves nothing")
     for table in manifest.tables:
+        if (table.output is None) != (manifest.transform is None):
+            raise NotStrict(f"the table {table.name} has no output, or no transform for it")
         if table.stream not in names:
             raise NotStrict(f"the table {table.name} is of a stream that it does not name")
         for rows in filter(None, (table.stored, table.output)):
             digests = [rows.digest, rows.offsets, *(column.digest for column in rows.columns)]
-            if not all(map(_HEX.fullmatch, digests)) or min(rows.rows, rows.bytes) < 0:
+            sizes = (rows.rows, rows.bytes)
+            if not all(map(_HEX.fullmatch, digests)) or not 0 <= min(sizes) <= max(sizes) < _MAX:
                 raise NotStrict(f"the table {table.name} has no digest, or no number of rows")
+            columns = [column.digest for column in rows.columns]
+            if combined(rows.rows, rows.offsets, columns) != rows.digest:
+                raise NotStrict(f"the digest of table {table.name} is not that of its parts")
     if len({table.name for table in manifest.tables}) != len(manifest.tables):
         raise NotStrict("a table stands in it twice")

@@ -90,7 +90,8 @@ class Bundle:
         """
         total = 2 * sum(table.stored.rows for table in self.manifest.tables)
         done = rows = 0
-        reasons = list(self._files())
+        files = dict(self._files())
+        reasons = list(files.values())
         for table in self.manifest.tables:
 
             def step(count: int) -> None:
@@ -101,32 +102,33 @@ class Bundle:
 
             wrong = list(self._table(table, step))
             rows += 0 if wrong else table.stored.rows
-            reasons += wrong
+            # A file that was changed, and can for that not be read, is told of once.
+            reasons += [reason for file, reason in wrong if file not in files]
         return Verification(equal=not reasons, reasons=reasons, rows=rows)
 
-    def _files(self) -> Iterator[str]:
-        """Files whose checksum is not what it was, that are missing, or that are too many."""
+    def _files(self) -> Iterator[tuple[str, str]]:
+        """Files that were changed, are missing, or too many, each with what is wrong with it."""
         sums = {}
         lines = (self.path / SUMS).read_bytes().decode("utf-8", "replace").split("\n")
         if lines.pop():
-            yield f"{SUMS} does not end in a line's end"
+            yield SUMS, f"{SUMS} does not end in a line's end"
         for line in lines:
             found = _LINE.fullmatch(line)
             if found is None:
-                yield f"{SUMS} has a line that is none: {line[:80]!r}"
+                yield f"{SUMS} {line}", f"{SUMS} has a line that is none: {line[:80]!r}"
             else:
                 sums[found[2]] = found[1]
         for name in sorted(self._expected() - sums.keys()):
-            yield f"{SUMS} does not name {name}"
+            yield f"{SUMS} {name}", f"{SUMS} does not name {name}"
         for name, digest in sorted(sums.items()):
             if name not in self._expected():
-                yield f"{SUMS} names {name}, which is no file of this bundle"
+                yield f"{SUMS} {name}", f"{SUMS} names {name}, which is no file of this bundle"
                 continue
             try:
                 if sha256_of(self.path / name) != digest:
-                    yield f"{name} was changed: its checksum is another"
+                    yield name, f"{name} was changed: its checksum is another"
             except OSError as error:
-                yield f"{name} cannot be read: {error.strerror or error}"
+                yield name, f"{name} cannot be read: {error.strerror or error}"
 
     def _expected(self) -> set[str]:
         names = {MANIFEST}
@@ -137,23 +139,28 @@ class Bundle:
                 names.add(f"{OUTPUT}/{name}")
         return names
 
-    def _table(self, table: SavedTable, step: Any) -> Iterator[str]:
+    def _table(self, table: SavedTable, step: Any) -> Iterator[tuple[str | None, str]]:
+        """What is wrong with a table; first the file, where that cannot be read at all."""
         name = file_name(table.name)
+        file = f"{TEXTS}/{name}"
         try:
-            digest = _digest_of_texts(self.path / TEXTS / name, table.stored, step)
+            digest = _digest_of_texts(self.path / file, table.stored, step)
             if digest.table != table.stored.digest:
-                yield f"table {table.name}: {_difference(table.stored, digest)}"
-            typed = _digest_of_offsets(self.path / name, step)
+                yield None, f"table {table.name}: {_difference(table.stored, digest)}"
+            file = name
+            typed = _digest_of_offsets(self.path / file, step)
             if typed.rows != table.stored.rows:
-                yield f"{name} has {typed.rows:,} rows, and the manifest {table.stored.rows:,}"
+                count = f"{typed.rows:,} rows, and the manifest {table.stored.rows:,}"
+                yield None, f"{name} has {count}"
             elif typed.offsets != table.stored.offsets:
-                yield f"{name} has other rows than the manifest: their offsets differ"
+                yield None, f"{name} has other rows than the manifest: their offsets differ"
             if table.output is not None:
-                made = _digest_of_output(self.path / OUTPUT / name)
+                file = f"{OUTPUT}/{name}"
+                made = _digest_of_output(self.path / file)
                 if made.table != table.output.digest:
-                    yield f"{OUTPUT}/{name}: {_difference(table.output, made)}"
+                    yield None, f"{file}: {_difference(table.output, made)}"
         except (BadManifest, UsageError) as error:
-            yield f"{error}"
+            yield file, f"{error}"
 
     def _read(self, path: Path, columns: list[str] | None) -> pa.Table:
         import pyarrow as pa

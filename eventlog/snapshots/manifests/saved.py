@@ -83,13 +83,22 @@ class Saved:
         return find_table(self.manifest, name)
 
     def rows(
-        self, table: SavedTable, *, as_is: bool = False, progress: Progress | None = None
+        self,
+        table: SavedTable,
+        *,
+        as_is: bool = False,
+        from_log: bool = False,
+        progress: Progress | None = None,
     ) -> StoredRows:
-        """The stored rows of a saved table, as they are now; `as_is` beside how it was saved."""
+        """The stored rows of a saved table, as they are now; `as_is` beside how it was saved.
+
+        With `from_log` no checkpoint stands for what the log holds.
+        """
         found = self.snapshot.table(
             table.name,
             as_inserts=table.as_inserts,
             as_is=table.as_is or as_is,
+            from_log=from_log,
             progress=progress,
         )
         chosen = [column.name for column in table.stored.columns] if table.chosen else None

@@ -1,7 +1,8 @@
 """Saving a snapshot: its tables are read and digested, and the manifest is written, pinned or not.
 
 A pin is stored before the file is written, so that a manifest that says nothing of a failure is
-pinned; where the file cannot be written the pin goes again.
+pinned; where the file cannot be written the pin goes again. A transform is registered only when
+all that it makes is there.
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ def save(
     parts = list(snapshot.parts.values())
     retained = {part.stream: engine.bounds(part.stream)[0] for part in parts}
     names = list(dict.fromkeys(_named(parts, choice.tables)))
+    if not names:
+        raise UsageError(
+            "no table is named, so there is nothing to save", hint="leave out tables= for all"
+        )
     if transform is not None and len(names) != 1:
         raise UsageError(
             f"a transform is of one table, and this snapshot would save {len(names)}",
@@ -63,7 +68,7 @@ def save(
         )
     chosen = _chosen(parts, names, choice.columns)
     if isinstance(transform, Registered):
-        register(engine, transform)
+        register(engine, transform, only_check=True)
     saved = []
     for place, (stream, name) in enumerate(names):
         table = snapshot.table(
@@ -82,6 +87,8 @@ def save(
         transform=None if transform is None else saved_transform(transform),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    if isinstance(transform, Registered):
+        register(engine, transform)
     _write(engine, manifest, Path(path), pin=pin)
     return manifest
 
@@ -134,6 +141,11 @@ def _chosen(
     columns: Mapping[str, Sequence[str]],
 ) -> dict[tuple[str, str], Sequence[str]]:
     """The chosen columns by stream and table. Raises UsageError for tables that are not saved."""
+    if not isinstance(columns, Mapping):
+        raise UsageError(
+            f"columns={columns!r} does not say of which table",
+            hint="name them by table: columns={'public.orders': ['id', 'amount']}",
+        )
     found = {}
     for text, chosen in columns.items():
         for pair in _named(parts, [text]):

@@ -22,7 +22,9 @@ def parsed(data: bytes) -> Any:
     """The value of a JSON text. Raises NotStrict, too for a name that stands twice in a map."""
     try:
         return json.loads(data.decode(), object_pairs_hook=_map, parse_constant=_refused)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except NotStrict:
+        raise
+    except (ValueError, RecursionError) as error:  # Of a number too long, a ValueError alone.
         raise NotStrict(f"it is no JSON: {error}") from error
 
 
@@ -77,6 +79,11 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         return read(kind, value, where)  # type: ignore[arg-type]
     if type(value) is not kind:  # A bool is no int here.
         raise NotStrict(f"{where} is {value!r:.40}, which is no {_NAMES[kind]}")
+    if kind is str and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise NotStrict(f"{where} is {value!r:.40}, which is no Unicode") from error
     return value
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from eventlog.errors import UsageError
+from eventlog.errors import UsageError, ValueDoesNotFit
 from eventlog.snapshots.manifests.digest import TableDigest
 from eventlog.snapshots.manifests.manifest import SavedRows, SavedTransform
 from eventlog.snapshots.manifests.stored_rows import ColumnType, StoredRows, saved_rows
@@ -53,7 +53,7 @@ def outputs(rows: StoredRows, transform: Transform) -> Iterator[tuple[pa.Array, 
     Raises UsageError where rows are added or left out, or the columns change on the way.
     """
     schema = None
-    for piece in rows.typed():
+    for piece in _given(rows):
         if schema is None and isinstance(transform, Probed):
             transform.probe(piece)
         made = transform.apply(piece.drop_columns(["_offset"]))
@@ -79,7 +79,7 @@ def saved_output(rows: StoredRows, transform: Transform) -> SavedRows:
     """
     probe = getattr(transform, "probe", None)
     if probe is not None:
-        probe(next(rows.typed(offsets=False)))
+        probe(next(_given(rows, offsets=False)))
     digest = columns = None
     for offsets, made in outputs(rows, transform):
         if digest is None:
@@ -91,6 +91,18 @@ def saved_output(rows: StoredRows, transform: Transform) -> SavedRows:
         add_output(digest, offsets.to_numpy().astype(np.int64), made)
     assert digest is not None and columns is not None, "there is at least one piece"
     return saved_rows(columns, digest.done())
+
+
+def _given(rows: StoredRows, *, offsets: bool = True) -> Iterator[pa.Table]:
+    """The rows for a transform, which takes no cast: a misfit is left out with its column."""
+    try:
+        yield from rows.typed(offsets=offsets)
+    except ValueDoesNotFit as error:
+        raise ValueDoesNotFit(
+            f"a transform is given typed values, and {error}",
+            hint="where the transform can do without that column, name the others: "
+            "save(..., columns={'public.t': ['id', ...]}), --table 'public.t(id,...)'",
+        ) from error
 
 
 def _shown(schema: pa.Schema) -> str:

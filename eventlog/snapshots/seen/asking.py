@@ -67,8 +67,8 @@ def ask(
     columns: Sequence[str] | None,
     old: Sequence[str],
     where: Condition | None,
-    lookups: Sequence[Lookup],
-    counts: Sequence[Count],
+    lookups: Lookup | Sequence[Lookup],
+    counts: Count | Sequence[Count],
     label: Later | Sequence[Later],
     progress: Progress | None,
 ) -> Seen:
@@ -89,7 +89,7 @@ def ask(
         where=where,
         lookups=lookups,
         counts=counts,
-        labels=(label,) if isinstance(label, Later) else label,
+        labels=label,
     )
     return Seen(engine, history, asked, start=start, stop=stop, progress=progress)
 

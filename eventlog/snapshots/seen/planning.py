@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from eventlog.changes.arrow import require_columns
+from eventlog.changes.arrow import require_columns, require_names
 from eventlog.changes.change import Op
 from eventlog.changes.schema import Schema
 from eventlog.changes.schemas import SchemaHistory
@@ -20,6 +20,13 @@ ROW_OPS = (Op.READ, Op.INSERT, Op.UPDATE, Op.DELETE)
 HEAD = ("_offset", "_op", "_time")
 
 Definition = TypeVar("Definition", Lookup, Count)
+Kind = TypeVar("Kind", Lookup, Count, Later)
+
+_EXAMPLES = {
+    Lookup: "lookups=[eventlog.lookup('public.customers', by='customer_id', columns=['tier'])]",
+    Count: "counts=[eventlog.count('public.orders', by='customer_id', over='90d')]",
+    Later: "label=eventlog.later('delivered_at')",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +104,9 @@ def question(
     columns: Sequence[str] | None,
     old: Sequence[str],
     where: Condition | None,
-    lookups: Sequence[Lookup],
-    counts: Sequence[Count],
-    labels: Sequence[Later],
+    lookups: Lookup | Sequence[Lookup],
+    counts: Count | Sequence[Count],
+    labels: Later | Sequence[Later],
 ) -> Question:
     """Resolve every name at the cut `stop`.
 
@@ -107,16 +114,21 @@ def question(
     """
     own = schema.names if columns is None else _names(columns, "columns=")
     before = _names(old, "old=")
-    require_columns(schema, (*own, *before, *(label.column for label in labels)))
+    labelled = _all(labels, Later, "label=")
+    require_columns(schema, (*own, *before, *(label.column for label in labelled)))
     found = Question(
         schema=schema,
         ops=_ops(on),
         columns=own,
         old=before,
         where=where,
-        lookups=tuple(_lookup(history, schema, stop, asked) for asked in lookups),
-        counts=tuple(_count(history, schema, stop, asked) for asked in counts),
-        labels=tuple(labels),
+        lookups=tuple(
+            _lookup(history, schema, stop, asked) for asked in _all(lookups, Lookup, "lookups=")
+        ),
+        counts=tuple(
+            _count(history, schema, stop, asked) for asked in _all(counts, Count, "counts=")
+        ),
+        labels=labelled,
     )
     _refuse_doubles(found.names)
     return found
@@ -183,10 +195,24 @@ def _ops(on: str | Iterable[str]) -> tuple[int, ...]:
 
 
 def _names(given: Sequence[str], where: str) -> tuple[str, ...]:
-    names = (given,) if isinstance(given, str) else tuple(given)
+    require_names(given, where=where)
+    names = tuple(given)
     if len(set(names)) < len(names):
         raise UsageError(f"{where} names a column twice", hint="name each once")
     return names
+
+
+def _all(given: Kind | Sequence[Kind], kind: type[Kind], where: str) -> tuple[Kind, ...]:
+    """One definition, or several. Raises UsageError for what is none."""
+    one = isinstance(given, str) or not isinstance(given, Iterable)
+    several: tuple[Any, ...] = (given,) if one else tuple(given)  # type: ignore[arg-type]
+    for found in several:
+        if not isinstance(found, kind):
+            raise UsageError(
+                f"{where} was given {found!r}, which is no definition of it",
+                hint=f"write {_EXAMPLES[kind]}",
+            )
+    return several
 
 
 def _refuse_doubles(names: Sequence[str]) -> None:

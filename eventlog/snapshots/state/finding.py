@@ -9,6 +9,7 @@ from typing import Any
 
 from eventlog.changes.change import Op
 from eventlog.changes.change_view import source_codec
+from eventlog.changes.cut import utc
 from eventlog.changes.schema import Schema
 from eventlog.changes.schemas import SchemaHistory
 from eventlog.changes.split import OPS
@@ -98,7 +99,7 @@ def _refuse_incomplete(cut: Cutting, *, copying: int | None) -> None:
         f"the copy of table {cut.table.table} is not complete at offset {cut.stop}",
         hint="the copy has not ended yet"
         if exact is None
-        else f"its state is whole from {exact} on",
+        else f"its state is whole from {_dated(cut, exact)}",
     )
 
 
@@ -110,7 +111,7 @@ def _refuse_unseen(cut: Cutting, copied_from: int | None) -> None:
         return
     exact = _first_exact(cut, begun=None)
     advice = f"cut at {found.unseen_since} or before, or behind its next copy"
-    when = advice if exact is None else f"it is exact from {exact} on"
+    when = advice if exact is None else f"it is exact from {_dated(cut, exact)}"
     since = found.unseen_since
     assert since is not None
     if since < 0:
@@ -124,6 +125,12 @@ def _refuse_unseen(cut: Cutting, copied_from: int | None) -> None:
         f"between offset {since} and {stop}: {found.unseen_reason}",
         hint=f"{when}; as_is=True (--as-is) takes what the log holds",
     )
+
+
+def _dated(cut: Cutting, exact: int) -> str:
+    """An offset behind a record, beside that record's time: a cut by time lies behind that."""
+    last = cut.engine.transaction_time(cut.history.stream, exact - 1)
+    return f"{exact} on, by time after {utc(last).isoformat()}"
 
 
 def _first_exact(cut: Cutting, *, begun: int | None) -> int | None:

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from eventlog.errors import TransformRefused, UsageError
+from eventlog.errors import EventLogError, TransformRefused, UsageError
 from eventlog.snapshots.transform import estimator, sources
+from eventlog.snapshots.transform.failing import failed
 from eventlog.snapshots.transform.probing import difference
 
 if TYPE_CHECKING:
@@ -91,18 +92,23 @@ class Transform:
     def apply(self, rows: pa.Table) -> pa.Table:
         """Transform rows. A first column `_offset` is set aside, and put before the output.
 
-        Raises TransformRefused where the output is not one row for each, and whatever the
-        function raises.
+        Raises TransformRefused where the output is not one row for each, and where the function
+        raises: from that error, which is its cause.
         """
         import pyarrow as pa
 
         ids = rows.column(OFFSET) if OFFSET in rows.column_names else None
         given = rows if ids is None else rows.drop_columns([OFFSET])
-        made = (
-            estimator.transformed(self.identity, self.maker, given)
-            if self._is_estimator
-            else self.maker(given)
-        )
+        try:
+            made = (
+                estimator.transformed(self.identity, self.maker, given)
+                if self._is_estimator
+                else self.maker(given)
+            )
+        except EventLogError:
+            raise
+        except Exception as error:
+            raise failed(self.identity, self.maker, error) from error
         if not isinstance(made, pa.Table):
             raise self._refused(
                 f"returned a {type(made).__name__}", "return a pyarrow.Table, one row for each"
@@ -124,7 +130,8 @@ class Transform:
     def probe(self, rows: pa.Table) -> None:
         """Try on up to 1,000 of the rows whether the transform is row-wise and pure.
 
-        The sample is applied whole, whole again, in halves, and its first and last row alone.
+        The sample is applied whole, whole again, in halves, its first and last row alone, and
+        backwards, which tells what sorts rows that are sorted already.
         Raises TransformRefused, naming the column that differs.
         """
         import pyarrow as pa
@@ -147,13 +154,19 @@ class Transform:
             except pa.ArrowInvalid:
                 made = pieces[-1]
             expected = whole.slice(ranges[0][0], ranges[-1][1] - ranges[0][0])
-            column = difference(expected, made)
-            if column is not None:
-                raise self._refused(
-                    f"gives another column {column!r} when {how}",
-                    "a row's output may depend on that row alone: no sums or ranks over the "
-                    "table, no clock, no chance, and types that are fixed (cast them)",
-                )
+            self._require_same(expected, made, how)
+        backwards = list(range(count - 1, -1, -1))
+        made = self.apply(sample.take(backwards))
+        self._require_same(whole.take(backwards), made, "applied to the rows from last to first")
+
+    def _require_same(self, expected: pa.Table, made: pa.Table, how: str) -> None:
+        column = difference(expected, made)
+        if column is not None:
+            raise self._refused(
+                f"gives another column {column!r} when {how}",
+                "a row's output may depend on that row alone: no sums or ranks over the "
+                "table, no clock, no chance, and types that are fixed (cast them)",
+            )
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """The same as `apply`."""

@@ -7,7 +7,9 @@ Python brings, and this project's packages are libraries.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 _OURS = frozenset({"eventlog", "cdc", "inference"})
@@ -39,6 +41,18 @@ class OwnCode:
         near = self._anywhere or folder == self._home
         return near and folder is not None and not _is_installed(folder)
 
+    def may_hold(self, module: str) -> bool:
+        """The same of a module that need not be imported yet."""
+        top = _top(module)
+        if top in sys.modules or top == self._package:
+            return self.holds(top)
+        if top in _OURS or top in sys.stdlib_module_names:
+            return False
+        with suppress(ImportError, ValueError):
+            found = importlib.util.find_spec(top)
+            return found is not None and not _is_installed(Path(found.origin or "/site-packages"))
+        return False
+
 
 def _top(module: str) -> str:
     return module.partition(".")[0]
@@ -46,9 +60,11 @@ def _top(module: str) -> str:
 
 def _folder(package: str) -> Path | None:
     """The folder that a top-level module or package lies in; None where it has no file."""
-    file = getattr(sys.modules.get(package), "__file__", None)
-    if file is None:
-        return None
+    module = sys.modules.get(package)
+    file = getattr(module, "__file__", None)
+    if file is None:  # A folder without __init__.py, or nothing on the disk.
+        folders = list(getattr(module, "__path__", ()))
+        return Path(folders[0]).absolute().parent if folders else None
     path = Path(file).absolute()
     return path.parents[1] if path.stem == "__init__" else path.parent
 

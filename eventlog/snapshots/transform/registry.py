@@ -16,16 +16,17 @@ from typing import Any
 from eventlog.changes.event_view import EventView
 from eventlog.codecs.events import CODEC
 from eventlog.engine import Append, Engine, Plan, batch_of_one, now_us
-from eventlog.errors import TransformRefused
+from eventlog.errors import TransformRefused, UnknownStream
 from eventlog.snapshots.transform.definition import Transform
 
 STREAM = "transforms"
 SHOWN_LINES = 3
 
 
-def register(engine: Engine, transform: Transform) -> None:
-    """Store the transform's digest, or compare it with the one that is stored.
+def register(engine: Engine, transform: Transform, *, only_check: bool = False) -> None:
+    """Compare the transform's digest with the one that is stored; where none is, store it.
 
+    With `only_check` none is stored: a transform that fails must not take its version with it.
     Raises TransformRefused where its source is another one than that of the same version.
     """
     value = {
@@ -36,9 +37,8 @@ def register(engine: Engine, transform: Transform) -> None:
         "kind": transform.kind,
         "source": transform.source,
     }
-    stored = stored_once(engine, transform.identity, value)
-    assert stored is not None
-    if stored["digest"] != transform.digest:
+    stored = stored_once(engine, transform.identity, value, fresh=not only_check)
+    if stored is not None and stored["digest"] != transform.digest:
         raise TransformRefused(
             f"transform {transform.identity} is not what this log knows under that version"
             + _change(stored["source"], transform.source),
@@ -53,9 +53,9 @@ def stored_once(
 
     Without `fresh` none is stored, and None returned.
     """
-    engine.create_stream(STREAM, "events")
     found = _stored(engine, key)
     if found is None and fresh:
+        engine.create_stream(STREAM, "events")
         record = CODEC.encoder().one(key, value)
         batch = batch_of_one(CODEC.id, record, time_us=now_us())
         engine.commit(Plan(appends=[Append(stream=STREAM, batches=[batch], ids=(key,))]))
@@ -65,7 +65,10 @@ def stored_once(
 
 def _stored(engine: Engine, key: str) -> dict[str, Any] | None:
     """The first event under the key: what was registered stays."""
-    low, end = engine.bounds(STREAM)
+    try:
+        low, end = engine.bounds(STREAM)
+    except UnknownStream:
+        return None
     events = EventView(engine, STREAM).items(low, end)
     return next((event.value for event in events if event.key == key and event.value), None)
 

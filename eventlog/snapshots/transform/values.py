@@ -1,20 +1,20 @@
 """Values as text that is the same in every process and with every version of a library.
 
 Floats are written in hexadecimal, arrays by the SHA-256 of their elements in little-endian order,
-sets and mappings in the order of their texts, objects as their class and fields: those that they
-have, or that they would hand to a copy. What holds itself is named where it comes again.
+sets in the order of their texts, mappings in their own, objects as their class and fields: those
+that they have, or that they would hand to a copy. What holds itself is named where it comes again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any, TypeAlias
 from zoneinfo import ZoneInfo
 
@@ -45,6 +45,10 @@ class _Teller:
         self._above: list[Any] = []
 
     def tell(self, value: Any) -> str:
+        if type(value).__module__ != "builtins" and not isinstance(value, type):
+            self._code(type(value))  # Its methods are part of what it does.
+        if isinstance(value, Enum):
+            return f"{_class_name(value)}.{value.name} {self.tell(value.value)}"
         simple = _simple(value)
         if simple is not None:
             return simple
@@ -60,20 +64,48 @@ class _Teller:
     def _compound(self, value: Any) -> str:
         if isinstance(value, FunctionType | type):
             return f"code {self._code(value)}"
-        if isinstance(value, BuiltinFunctionType | np.ufunc):
+        if isinstance(value, MethodType):
+            return f"method {self.tell(value.__func__)} of {self.tell(value.__self__)}"
+        if isinstance(value, BuiltinFunctionType):
+            return f"code {value.__qualname__}{self._bound(value)}"
+        if isinstance(value, np.ufunc):
+            if value.__name__.endswith(" (vectorized)"):
+                raise Untold("a ufunc made of a Python function")
             return f"code {value.__name__}"
-        if type(value) in (list, tuple):
-            return f"{type(value).__name__}[{self._many(value)}]"
-        if type(value) in (set, frozenset):
-            return f"{type(value).__name__}{{{', '.join(sorted(map(self.tell, value)))}}}"
-        if isinstance(value, dict):
-            pairs = sorted(f"{self.tell(k)}: {self.tell(v)}" for k, v in value.items())
-            return f"{type(value).__name__}{{{', '.join(pairs)}}}"
+        held = self._held(value)
+        if held is not None:
+            fields = getattr(value, "__dict__", None)
+            return held + (f" {self._fields(fields)}" if fields else "")
+        if isinstance(value, np.ma.MaskedArray):
+            parts = (value.filled(), np.ma.getmaskarray(value), value.fill_value)
+            return f"masked {self._many(parts)}"
         if isinstance(value, np.ndarray):
-            return self._array(value)
+            return self._array(np.asarray(value))
         if type(value).__module__.partition(".")[0] == "pyarrow":
             return self._arrow(value)
         return self._object(value)
+
+    def _bound(self, function: BuiltinFunctionType) -> str:
+        """What a method of a value is bound to: `rates.get`."""
+        owner = function.__self__
+        return "" if owner is None or isinstance(owner, ModuleType) else f" of {self.tell(owner)}"
+
+    def _held(self, value: Any) -> str | None:
+        """The items of a container, also of one that adds to a list, a set or a mapping."""
+        name = type(value).__name__
+        if isinstance(value, list | tuple):
+            return f"{name}[{self._many(value)}]"
+        if isinstance(value, set | frozenset):
+            return f"{name}{{{', '.join(sorted(map(self.tell, value)))}}}"
+        if isinstance(value, dict | MappingProxyType):
+            # In their order: it may be that of the columns that a transform makes.
+            pairs = [f"{self.tell(k)}: {self.tell(v)}" for k, v in value.items()]
+            return f"{name}{{{', '.join(pairs)}}}"
+        return None
+
+    def _fields(self, fields: Mapping[str, Any]) -> str:
+        """The fields of an object, in the order of their names."""
+        return f"dict{{{', '.join(sorted(f'str {n!r}: {self.tell(fields[n])}' for n in fields))}}}"
 
     def _many(self, values: Iterable[Any]) -> str:
         return ", ".join(map(self.tell, values))
@@ -104,20 +136,18 @@ class _Teller:
             raise Untold(f"{_kind(value)}, which gives other numbers at each use")
         if type(value).__module__ in _OUTSIDE:
             raise Untold(_kind(value))
-        fields = getattr(value, "__dict__", None)
+        fields = {**_slots(value), **getattr(value, "__dict__", {})}
         if not fields and callable(getattr(value, "tolist", None)):  # an index or a series
             fields = {"values": value.tolist()}
         if not fields:
             fields = _state(value)
-        return f"object {_class_name(value)} {self.tell(dict(fields))}"
+        return f"object {_class_name(value)} {self._fields(fields)}"
 
 
 def _simple(value: Any) -> str | None:
     """The text of a value that holds no other; None for others."""
     if value is None or value is Ellipsis or value is NotImplemented:
         return repr(value)
-    if isinstance(value, Enum):
-        return f"{_class_name(value)}.{value.name}"
     if isinstance(value, np.generic):
         return f"{value.dtype.str[1:]} {_number(value.item())}"
     if isinstance(value, float | complex):
@@ -137,6 +167,17 @@ def _number(value: Any) -> str:
     if isinstance(value, complex):
         return f"complex {value.real.hex()} {value.imag.hex()}"
     return repr(value)
+
+
+def _slots(value: Any) -> dict[str, Any]:
+    """The fields that its classes keep in slots."""
+    found = {}
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name[:2] != "__" and hasattr(value, name):
+                found[name] = getattr(value, name)
+    return found
 
 
 def _state(value: Any) -> dict[str, Any]:
