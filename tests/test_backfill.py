@@ -424,3 +424,53 @@ def test_rows_wider_than_a_chunk_are_copied_one_by_one(
         until(copied(log, "wide"), "the copy")
         settle(log, database18, background)
         assert_snapshot_equals_postgres(log, database18, "wide")
+
+
+def test_a_change_that_came_before_its_transaction_is_visible_is_not_lost(
+    database: Database, log: eventlog.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit is in the WAL, and so in the stream, before snapshots see it.
+
+    Waiting for a standby that is not there makes that moment last: the change comes behind the wait
+    for writers and before `copy_begin`, and the first chunks do not see it.
+    """
+    name = database.value("select current_database()")
+    database.execute("create table other (id int primary key)")
+    database.execute(f'alter database "{name}" set synchronous_commit = local')
+    database.execute("set synchronous_commit = local")
+    database.execute("alter system set synchronous_standby_names = 'nobody'")
+    database.execute("select pg_reload_conf()")
+    real, held = backfill.Backfill._begin, []
+
+    def write() -> None:
+        with psycopg.connect(database.dsn, autocommit=True, application_name="held") as conn:
+            conn.execute("set synchronous_commit = on")
+            conn.execute("update t set v = 1 where id = 7")
+
+    def begin(copy: backfill.Backfill) -> None:
+        if copy.table.table.name == "t" and not held:
+            held.append(threading.Thread(target=write))
+            held[0].start()
+            changes = copy._copies.windows[copy.table.oid]._changed
+            until(lambda: changes, "the change in the stream")
+            threading.Timer(1.0, database.execute, [CANCEL]).start()
+        real(copy)
+
+    monkeypatch.setattr(backfill.Backfill, "_begin", begin)
+    try:
+        with captured_in_background(log, shop(database)) as background:
+            background.saw("streaming")
+            database.execute(MAKE.format(of=""))
+            database.execute(FILL)
+            until(copied(log, "t"), "the copy")
+            held[0].join(60)
+            settle(log, database, background)
+            assert_snapshot_equals_postgres(log, database, "t")
+    finally:
+        database.execute("alter system reset synchronous_standby_names")
+        database.execute("select pg_reload_conf()")
+    assert database.value("select v from t where id = 7") == 1
+
+
+CANCEL = """select pg_cancel_backend(pid) from pg_stat_activity
+             where application_name = 'held' and wait_event = 'SyncRep'"""

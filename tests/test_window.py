@@ -152,3 +152,16 @@ def test_random_histories_leave_the_newest_version_of_every_key() -> None:
         outdated = window.outdated(Visibility.parse(f"100:110:{running}"))
         assert outdated == {(key,) for key in hidden}
         assert all(table[key] == value for key, value in copied.items() if key not in hidden)
+
+
+def test_changes_from_before_the_copy_began_must_be_seen_by_its_chunks() -> None:
+    window = Window((0,))
+    window.see([updated(b"1", UNCHANGED), inserted(b"2", b"b"), TRUNCATED], 91)
+    window.see([inserted(b"3", b"c")], 90)
+    window.forget(Visibility.parse("91:92:91"))
+    window.begin()
+    assert window.unfilled == set()
+    unaware, aware = Visibility.parse("91:93:91"), Visibility.parse("93:93:")
+    assert window.too_crowded(unaware), "the log has neither what came before nor what came of it"
+    assert not window.too_crowded(aware)
+    assert window.outdated(aware) == set()

@@ -229,8 +229,7 @@ class Copies:
             self._book.copy_begins(chunk.relation)
             self.put(chunk.relation, BEGUN)
             batches.append(control_batch(Op.COPY_BEGIN, schema, position=position, time_us=time_us))
-            window.unfilled.clear()
-            window.overflowed = window.whole = False
+            window.begin()
         lines = self._current(chunk, window, schema)
         window.forget(chunk.sees)
         lines = self.passed(lines, schema)

@@ -13,6 +13,8 @@ sees: the changes behind it are forgotten.
 An update that leaves a large value UNCHANGED relies on the row before, which the log may not have
 yet. The keys of such updates are kept as `unfilled`, until a chunk brings the whole row.
 
+Changes from before `copy_begin` are not in the log any more: a chunk must see all of them.
+
 All is bounded by KEYS_MAX. Beyond so many keys, a chunk that does not see the crowd's transactions
 is read again; beyond so many of those, one that does not see all that are older than the newest. A
 copy with too many unfilled rows begins anew.
@@ -67,6 +69,18 @@ class Window:
                 if newest is None or is_newer(each, newest):
                     newest = each
             self._crowd, self._crowd_until = set(), newest
+
+    def begin(self) -> None:
+        """Note that the log forgets the table: it holds none of the changes so far any more.
+
+        A transaction whose changes came already may still be invisible, as commit records come
+        before visibility: a snapshot without it lacks what the log lacks, too, and is taken again.
+        """
+        self._crowd.update(xid for xids in self._changed.values() for xid in xids)
+        self._crowd.update(self._emptied)
+        self._changed, self._emptied = {}, []
+        self.unfilled.clear()
+        self.overflowed = self.whole = False
 
     def fill(self, change: RawChange) -> None:
         """Note which keys lack a value after a change, and which do not any more."""
