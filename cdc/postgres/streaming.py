@@ -104,7 +104,7 @@ class Streamer:
         self._waiting_since = now
         self._status_at = self._stored_at = self._reported_at = self._rate_at = now
         self._reported = (-1, state.position, 0)
-        self._next_changes = self._changes = 0
+        self._changes = 0
         self._bulk = False
         self._bytes = 0
 
@@ -285,17 +285,21 @@ class Streamer:
         if self._said:
             plan.create = creation(self._stream)
 
+        whole = self._assembler.whole
+
         def work() -> None:
             self._engine.commit(plan)
+            self._changes = (
+                whole  # Counted here: a lost connection ends the streamer, not the commit.
+            )
 
         self._next_state = self._wanted = state
-        self._next_changes = self._assembler.whole
         self._being_stored, self._unstored, self._said = self._unstored, [], []
         self._committer.submit(work)
 
     def _settle(self, *, timeout_s: float) -> None:
         if self._committer.busy and self._committer.settle(timeout_s=timeout_s):
-            self._state, self._changes = self._next_state, self._next_changes
+            self._state = self._next_state
             self._stored_at = time.monotonic()
             stored, self._being_stored = self._being_stored, []
             for future in stored:
