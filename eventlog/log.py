@@ -200,6 +200,7 @@ class Log:
         """
         from eventlog.snapshots.manifests.saved import Saved
 
+        self.engine.identity()  # A log that is closed, or was forked, says so first.
         return Saved.load(self.engine, self.snapshot, path)
 
     def derive(

@@ -343,6 +343,7 @@ class Stream:
         return drop(self._engine, self._schemas, table=table)
 
     def _require_tables(self) -> None:
+        self._engine.stream(self.name)  # A log that is closed, or was forked, says so first.
         if self.kind == "events":
             raise UsageError(
                 f"stream {self.name!r} holds events, of which there are no checkpoints",

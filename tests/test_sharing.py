@@ -430,6 +430,10 @@ ARGUMENTS: dict[str, Any] = {
     "values": [1],
     "to": 0,
     "table": None,
+    "path": "train.json",
+    "transform": None,
+    "source": "clicks",
+    "output": "made",
 }
 """What the parameters without a default get, by their names."""
 
