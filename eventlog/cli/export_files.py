@@ -11,15 +11,10 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
-
-from eventlog.errors import EnvironmentFault
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,25 +34,11 @@ def write_pieces(pieces: Iterator[pa.Table], out: Path) -> int:
     the number of rows. Raises EnvironmentFault, and whatever the pieces raise, and leaves what was
     there.
     """
-    temporary = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            rows = _write(pieces, file, out.suffix)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, out)
-    except BaseException as error:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise EnvironmentFault(
-                f"{out} cannot be written: {error.strerror or error}",
-                hint="name a file with --out in a directory that is there, writable, and has room",
-            ) from error
-        raise
-    return rows
+    from eventlog.snapshots.whole_file import whole_file
+
+    hint = "name a file with --out in a directory that is there, writable, and has room"
+    with whole_file(out, hint=hint) as file:
+        return _write(pieces, file, out.suffix)
 
 
 def _write(pieces: Iterator[pa.Table], file: IO[bytes], suffix: str) -> int:

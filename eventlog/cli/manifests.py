@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eventlog.cli.manifest_diff import diff
-from eventlog.cli.options import json_option, log_option, open_log, parsed_casts
+from eventlog.cli.options import conversion_options, json_option, log_option, open_log
 from eventlog.cli.printing import Columns, counted, one_line, write_json
 from eventlog.cli.progress import bar
 
@@ -215,21 +215,7 @@ def verify(
 @click.command(epilog="Example: eventlog snapshot bundle train.json --out train-data")
 @click.argument("manifest", type=_FILE)
 @click.option("--out", required=True, type=_FILE, help="The folder to make: new, or empty.")
-@click.option(
-    "--cast",
-    "casts",
-    multiple=True,
-    metavar="COL=TYPE",
-    callback=parsed_casts,
-    help="A column's type instead of its own: text, float64 or decimal(p,s).",
-)
-@click.option(
-    "--unfit",
-    type=click.Choice(["raise", "null"]),
-    default="raise",
-    show_default=True,
-    help="What a value does that does not fit its column's type.",
-)
+@conversion_options
 @transform_option
 @log_option
 @json_option

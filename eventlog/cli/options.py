@@ -38,10 +38,30 @@ def json_option(function: Function) -> Function:
     )(function)
 
 
-def parsed_casts(
+def conversion_options(function: Function) -> Function:
+    """`--cast` and `--unfit`, passed on as `casts`, a mapping, and `unfit`."""
+    cast = click.option(
+        "--cast",
+        "casts",
+        multiple=True,
+        metavar="COL=TYPE",
+        callback=_parsed_casts,
+        help="A column's type instead of its own: text, float64 or decimal(p,s).",
+    )
+    unfit = click.option(
+        "--unfit",
+        type=click.Choice(["raise", "null"]),
+        default="raise",
+        show_default=True,
+        help="What a value does that does not fit its column's type.",
+    )
+    return cast(unfit(function))
+
+
+def _parsed_casts(
     ctx: click.Context, param: click.Parameter, values: Sequence[str]
 ) -> dict[str, str]:
-    """`COL=TYPE`, several times, as a mapping: the callback of `--cast`."""
+    """`COL=TYPE`, several times, as a mapping."""
     casts = {}
     for value in values:
         column, _, wanted = value.rpartition("=")

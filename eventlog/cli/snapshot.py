@@ -10,7 +10,7 @@ import click
 
 from eventlog.cli.export_files import SUFFIXES, write_pieces
 from eventlog.cli.manifests import COMMANDS
-from eventlog.cli.options import json_option, log_option, open_log, parsed_casts
+from eventlog.cli.options import conversion_options, json_option, log_option, open_log
 from eventlog.cli.printing import counted, write_json
 from eventlog.cli.progress import bar
 from eventlog.errors import UsageError
@@ -61,21 +61,7 @@ for _command in COMMANDS:
     type=click.Path(path_type=Path, readable=False),
     help=f"The file to write: {_HOW}.",
 )
-@click.option(
-    "--cast",
-    "casts",
-    multiple=True,
-    metavar="COL=TYPE",
-    callback=parsed_casts,
-    help="A column's type instead of its own: text, float64 or decimal(p,s).",
-)
-@click.option(
-    "--unfit",
-    type=click.Choice(["raise", "null"]),
-    default="raise",
-    show_default=True,
-    help="What a value does that does not fit its column's type.",
-)
+@conversion_options
 @click.option(
     "--as-inserts", is_flag=True, help="Write every row inserted, where updates are not captured."
 )

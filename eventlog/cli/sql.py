@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eventlog.cli.export_files import SUFFIXES, write_table
-from eventlog.cli.options import json_option, log_option, open_log, parsed_casts
+from eventlog.cli.options import conversion_options, json_option, log_option, open_log
 from eventlog.cli.printing import Columns, counted, one_line, write_json, write_lines
 from eventlog.cli.progress import bar
 from eventlog.errors import UsageError
@@ -80,21 +80,7 @@ def _asked(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
     type=click.Path(path_type=Path, readable=False),
     help=f"Write the rows to a file instead: {', '.join(SUFFIXES)}.",
 )
-@click.option(
-    "--cast",
-    "casts",
-    multiple=True,
-    metavar="COL=TYPE",
-    callback=parsed_casts,
-    help="A column's type instead of its own: text, float64 or decimal(p,s).",
-)
-@click.option(
-    "--unfit",
-    type=click.Choice(["raise", "null"]),
-    default="raise",
-    show_default=True,
-    help="What a value does that does not fit its column's type.",
-)
+@conversion_options
 @click.option("--as-is", is_flag=True, help="Take what the log holds of tables without a state.")
 @click.option("--as-inserts", is_flag=True, help="Take every insert of tables known by inserts.")
 @click.option(

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from eventlog.changes.arrow import Unfit
-from eventlog.changes.decoding import json_line, json_value
 from eventlog.changes.event_view import StoredEvent, event_table
 from eventlog.errors import UnknownColumn, UsageError
 from eventlog.snapshots.shown_rows import MAX_ROWS, ShownRows
@@ -79,30 +75,6 @@ class EventTable(ShownRows):
                     hint=f"they have {', '.join(table.column_names)}",
                 )
         return table.select(["_offset", *names] if offsets else names)
-
-    def texts(
-        self, *, max_rows: int = MAX_ROWS
-    ) -> Iterator[tuple[npt.NDArray[np.int64], list[pa.Array]]]:
-        """Offsets, and three columns as Arrow binary, by pieces: time, key, value.
-
-        The time is µs since 1970 UTC in decimal digits, the key its UTF-8 (null: none), the value
-        JSON as one line of `read --json` has it: names in the order they were stored, no escapes
-        but those that JSON demands, floats as their shortest decimal form, bytes as hex after
-        `\\x`, times in ISO 8601.
-        """
-        import pyarrow as pa
-
-        for start in range(0, len(self._events), max_rows):
-            part = self._events[start : start + max_rows]
-            columns = [
-                [str(event.time_us).encode() for event in part],
-                [None if event.key is None else event.key.encode() for event in part],
-                [json_line(json_value(event.value)).encode() for event in part],
-            ]
-            yield (
-                np.array([event.offset for event in part], np.int64),
-                [pa.array(column, pa.binary()) for column in columns],
-            )
 
     def __repr__(self) -> str:
         unit = "event" if self.num_rows == 1 else "events"

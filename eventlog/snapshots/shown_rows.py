@@ -65,12 +65,6 @@ class ShownRows(ABC):
     ) -> pa.Table:
         """The rows as an Arrow table; with `offsets`, column `_offset` comes first."""
 
-    @abstractmethod
-    def texts(
-        self, *, max_rows: int = MAX_ROWS
-    ) -> Iterator[tuple[npt.NDArray[np.int64], list[pa.Array]]]:
-        """The rows as stored: offsets, and for each column its texts as Arrow binary, by pieces."""
-
     def to_pandas(
         self,
         columns: Sequence[str] | None = None,

@@ -33,12 +33,12 @@ from eventlog.engine.directory import sync_directory
 from eventlog.errors import EnvironmentFault, LogExists, UsageError
 from eventlog.snapshots.manifests.digest import TableDigest
 from eventlog.snapshots.manifests.manifest import SavedTable
-from eventlog.snapshots.manifests.private_file import write_whole
 from eventlog.snapshots.manifests.progress_shares import Progress, share
 from eventlog.snapshots.manifests.saved import Saved
 from eventlog.snapshots.manifests.stored_rows import StoredRows, saved_rows
 from eventlog.snapshots.manifests.transformed import Transform, outputs, saved_transform
 from eventlog.snapshots.shown_rows import stripped
+from eventlog.snapshots.whole_file import write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa

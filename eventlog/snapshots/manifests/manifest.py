@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from eventlog.errors import BadManifest, UnknownTable
-from eventlog.snapshots.manifests import private_file, strict_json
+from eventlog.snapshots.manifests import strict_json
 from eventlog.snapshots.manifests.digest import combined
 from eventlog.snapshots.manifests.strict_json import NotStrict
+from eventlog.snapshots.whole_file import write_whole
 
 FORMAT = "eventlog-manifest"
 VERSION = 1
@@ -151,7 +152,7 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Write it, whole or not at all. Raises EnvironmentFault."""
-        private_file.write_whole(path, self.to_bytes())
+        write_whole(path, self.to_bytes())
 
     def __repr__(self) -> str:
         many = len(self.tables) > _NAMES_SHOWN
