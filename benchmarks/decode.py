@@ -33,8 +33,8 @@ from benchmarks.options import Options
 from eventlog.changes.arrow import Conversion, change_table, stacked
 from eventlog.changes.codec import codec
 from eventlog.changes.schema import Column, Schema
-from eventlog.changes.shown import GROUP_BYTES
-from eventlog.changes.split import Texts, joined_columns
+from eventlog.changes.split import joined_columns, mended
+from eventlog.changes.together import TOGETHER_BYTES, split_payloads
 from eventlog.engine import Append, Batch, Plan, SourceUpdate, batches_of
 from eventlog.engine.payload import Payload, decode
 
@@ -150,20 +150,30 @@ def _contenders(inputs: Inputs) -> dict[str, Callable[[], Any]]:
 def typed(codec_id: int, payloads: Sequence[Payload]) -> pa.Table:
     """The rows of some payloads as typed columns."""
     reader = codec(codec_id)
-    tables, parts, size, rows = [], [], 0, 0
-    for number, payload in enumerate(payloads, start=1):
-        found = reader.split(payload, range(len(payload.ends)), {RELATION: ORDERS})
-        for split in found.rows:
-            columns: list[Texts | None] = [split.new_texts(at) for at in range(len(ORDERS.columns))]
-            parts.append(columns)
-            rows += len(split)
-        size += len(payload.data)
-        if size >= GROUP_BYTES or number == len(payloads):
-            whole = joined_columns(parts)
-            options = {"offsets": range(rows), "conversion": Conversion()}
-            tables.append(change_table(reader, ORDERS, whole, **options))
-            parts, size, rows = [], 0, 0
+    tables = []
+    for group in _together(payloads):
+        slots = [range(len(payload.ends)) for payload in group]
+        found = split_payloads(reader, group, slots, {RELATION: ORDERS})
+        splits = mended(split for each in found for split in each.rows)
+        width = range(len(ORDERS.columns))
+        whole = joined_columns([[split.new_texts(at) for at in width] for split in splits])
+        options = {"offsets": range(sum(map(len, splits))), "conversion": Conversion()}
+        tables.append(change_table(reader, ORDERS, whole, **options))
     return stacked(tables)
+
+
+def _together(payloads: Sequence[Payload]) -> Iterator[list[Payload]]:
+    """As many as are split together when a log is read."""
+    group: list[Payload] = []
+    size = 0
+    for payload in payloads:
+        group.append(payload)
+        size += len(payload.data)
+        if size >= TOGETHER_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _loaded(rows: list[Row]) -> list[Any]:

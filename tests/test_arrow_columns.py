@@ -267,8 +267,14 @@ def test_values_at_both_ends_of_the_buffer(kind: tuple[int, int]) -> None:
 
 def test_nothings_are_null_wherever_they_point() -> None:
     lengths = np.array([1, -1, -2, -3, 1], np.int64)
-    starts = np.array([0, -(2**62), 2**62, 1, 1], np.int64)
-    texts = Texts(data=np.frombuffer(b"12", np.uint8), starts=starts, lengths=lengths)
+    starts = np.array([0, -(2**63), 2**63 - 1, 1, 1], np.int64)
+    data = np.frombuffer(b"12", np.uint8)
+    expect_nothings(Texts(data=data, starts=starts, lengths=lengths))
+    expect_nothings(Texts(data=np.resize(data, 64), starts=starts, lengths=lengths))
+
+
+def expect_nothings(texts: Texts) -> None:
+    """The three in the middle are null, in a column of any type."""
     for oid, typmod in SAMPLES:
         target = target_of(oid, typmod)
         found, unfit = column_of(oid, texts, target, typmod=typmod)

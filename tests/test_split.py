@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cdc.postgres import copy_split, pgoutput_split
 from cdc.postgres.copy_codec import CODEC as COPY
 from cdc.postgres.pgoutput import CODEC as PGOUTPUT
 from cdc.postgres.protocol import messages as m
@@ -129,8 +130,12 @@ def escaped(text: Text) -> bytes:
 def random_lines(rng: random.Random) -> tuple[list[bytes], Schemas]:
     schema = random_schema(rng, 16_384)
     nothings = rng.choice([0, 0.1, 0.9])
-    rows = (random_row(rng, schema, nothings) for _ in range(rng.choice([0, 1, 2, 30, 120])))
-    return [b"\t".join(map(escaped, row)) + b"\n" for row in rows], {16_384: schema}
+    many = rng.choice([0, 1, 2, 30, 120])
+    return [random_line(rng, schema, nothings) for _ in range(many)], {16_384: schema}
+
+
+def random_line(rng: random.Random, schema: Schema, nothings: float) -> bytes:
+    return b"\t".join(map(escaped, random_row(rng, schema, nothings))) + b"\n"
 
 
 def some_slots(rng: random.Random, count: int) -> list[int]:
@@ -218,6 +223,17 @@ def damaged(rng: random.Random, records: list[bytes]) -> list[bytes]:
     return [*records[:place], record, *records[place + 1 :]]
 
 
+@pytest.fixture(params=["whole", "in blocks"], scope="module")
+def blocks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Blocks as they are, then so small that every payload has several."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "in blocks":
+            patch.setattr(pgoutput_split, "ROWS_MAX", 7)
+            patch.setattr(copy_split, "BLOCK_BYTES", 64)
+        yield
+
+
+@pytest.mark.usefixtures("blocks")
 @settings(max_examples=300, deadline=None)
 @given(seeds)
 def test_split_messages_are_what_the_row_decoder_reads(seed: int) -> None:
@@ -227,6 +243,7 @@ def test_split_messages_are_what_the_row_decoder_reads(seed: int) -> None:
     assert expect_agreement(PGOUTPUT, payload_of(records), slots, schemas)
 
 
+@pytest.mark.usefixtures("blocks")
 @settings(max_examples=300, deadline=None)
 @given(seeds)
 def test_split_lines_are_what_the_row_decoder_reads(seed: int) -> None:
@@ -236,6 +253,7 @@ def test_split_lines_are_what_the_row_decoder_reads(seed: int) -> None:
     assert expect_agreement(COPY, payload_of(records, 4), slots, schemas)
 
 
+@pytest.mark.usefixtures("blocks")
 @settings(max_examples=100, deadline=None)
 @given(seeds)
 def test_damaged_messages_are_refused_alike(seed: int) -> None:
@@ -246,6 +264,7 @@ def test_damaged_messages_are_refused_alike(seed: int) -> None:
         expect_agreement(PGOUTPUT, broken, list(range(len(records))), schemas)
 
 
+@pytest.mark.usefixtures("blocks")
 @settings(max_examples=100, deadline=None)
 @given(seeds)
 def test_damaged_lines_are_refused_alike(seed: int) -> None:
@@ -303,6 +322,8 @@ def test_one_bad_message_among_many_is_damage_wherever_it_stands(bad: bytes, pla
         b"1\t2\t3\n",
         b"1\n2\n",
         b"1\t2\n\n",
+        b"1\n2\t",
+        b"\t\n\t",
         b"\\\t2\n",
         b"1\t\\\n",
         b"1\t\\Nx\n",
@@ -357,6 +378,19 @@ def test_splitting_reads_no_byte_behind_the_last_record() -> None:
     """A row that ends in NULLs ends the buffer: no length is looked for behind it."""
     records = [encode(m.Insert(7, (None, None)))] * FEW_ROWS
     assert expect_agreement(PGOUTPUT, payload_of(records), list(range(len(records))), {7: PAIR})
+
+
+@pytest.mark.parametrize("last", [b"", b"\t", b"1", b"\xc3\xa9", b"x" * 7, None, UNCHANGED])
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 65_535, 65_536])
+def test_texts_of_any_length_before_any_last_value(size: int, last: Text) -> None:
+    """Lengths of one byte and of more are read in two ways, and the last value in a third."""
+    rows = [(b"y" * size, last), (b"z" * (size // 2), last)] * FEW_ROWS
+    records = [encode(m.Insert(7, row)) for row in rows]
+    slots = list(range(len(records)))
+    assert expect_agreement(PGOUTPUT, payload_of(records), slots, {7: PAIR})
+    if last is not UNCHANGED:
+        lines = [b"\t".join(map(escaped, row)) + b"\n" for row in rows]
+        assert expect_agreement(COPY, payload_of(lines, 4), slots, {7: PAIR})
 
 
 TEXT_LISTS = st.lists(st.one_of(st.none(), st.just(UNCHANGED), st.just(ABSENT), st.binary()))

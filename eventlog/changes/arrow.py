@@ -122,8 +122,9 @@ def _converted(
     """One column as Arrow, and the places that hold null for want of a value that fits."""
     array, found = codec.arrow_array(schema, column, texts, target)
     bad = np.asarray(found, np.int64)
-    unchanged = np.flatnonzero(texts.lengths == IS_UNCHANGED)
-    return array, np.union1d(bad, unchanged) if len(unchanged) else bad
+    if texts.lengths.min(initial=0) > IS_UNCHANGED:
+        return array, bad
+    return array, np.union1d(bad, np.flatnonzero(texts.lengths == IS_UNCHANGED))
 
 
 def stacked(tables: Sequence[pa.Table]) -> pa.Table:

@@ -16,6 +16,7 @@ from eventlog.changes.runs import ChangeRun, ItemRun
 from eventlog.changes.schema import Schema
 from eventlog.changes.schemas import SchemaHistory
 from eventlog.changes.shown import CONTROL, ArrowTables, groups
+from eventlog.changes.together import split_pieces
 from eventlog.engine import Engine
 from eventlog.engine.scan import Damaged
 from eventlog.errors import UsageError
@@ -102,8 +103,8 @@ class ChangeView:
             selection=self._selection,
             damaged=self._damaged,
         )
-        for piece in found:
-            run = ChangeRun.of(piece)
+        for piece, split in split_pieces(found):
+            run = ChangeRun.of(piece, split)
             if len(run):
                 yield run
 

@@ -83,6 +83,10 @@ class Piece:
         """The selected records, split; `offset_of_slot` gives their offsets. Raises DamagedLog."""
         with self._placed():
             found: SplitPayload = self.codec.split(self.payload, self.slots, self.schemas)
+        return self.selected(found)
+
+    def selected(self, found: SplitPayload) -> SplitPayload:
+        """What is selected of all that its payload holds."""
         relations = self.relations
         if relations is None:
             return found

@@ -82,6 +82,11 @@ class Batch(Generic[R, Record]):
     def __len__(self) -> int:
         return self._rows
 
+    @property
+    def runs(self) -> Sequence[R]:
+        """What the batch is made of, in the order of offsets."""
+        return self._runs
+
     def __iter__(self) -> Iterator[Record]:
         return self._view.records(self._runs)
 

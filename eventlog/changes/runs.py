@@ -84,9 +84,8 @@ class ChangeRun:
     offsets: Places
 
     @classmethod
-    def of(cls, piece: Piece) -> ChangeRun:
-        """All selected records of a piece. Raises DamagedLog."""
-        found = piece.split()
+    def of(cls, piece: Piece, found: SplitPayload) -> ChangeRun:
+        """All selected records of a piece, whose `split` gave `found`."""
         if len(found.rows) == 1 and not found.rare:
             slots = found.rows[0].slots
         else:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +30,10 @@ from eventlog.changes.split import (
     Texts,
     columns_of,
     joined_columns,
+    mended,
     repeated,
 )
+from eventlog.changes.together import TOGETHER_BYTES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 CONTROL = 1
 """The codec of the log's own records, which know no types."""
 
-GROUP_BYTES = 4 << 20
+GROUP_BYTES = TOGETHER_BYTES
 """Payloads that become columns together: much more than the cost of a call, and near the caches."""
 
 
@@ -105,17 +108,27 @@ def _source_codec(group: Iterable[AnyRun]) -> Any:
 
 
 def groups(runs: Iterable[AnyRun]) -> Iterator[list[AnyRun]]:
-    """Runs one behind the other, as many together as have GROUP_BYTES."""
+    """Runs one behind the other, as many together as have GROUP_BYTES.
+
+    What was split together becomes columns together: its texts need not be joined again.
+    """
     group: list[AnyRun] = []
     size = 0
     for run in runs:
-        group.append(run)
-        size += len(run.piece.payload.data) if isinstance(run, ChangeRun) else GROUP_BYTES // 16
-        if size >= GROUP_BYTES:
+        if size >= GROUP_BYTES and not _split_together(group[-1], run):
             yield group
             group, size = [], 0
+        group.append(run)
+        size += len(run.piece.payload.data) if isinstance(run, ChangeRun) else GROUP_BYTES // 16
     if group:
         yield group
+
+
+def _split_together(one: AnyRun, other: AnyRun) -> bool:
+    if not (isinstance(one, ChangeRun) and isinstance(other, ChangeRun)):
+        return False
+    known = {id(split.data) for split in one.found.rows}
+    return any(id(split.data) in known for split in other.found.rows)
 
 
 def shown(runs: Iterable[AnyRun], target: Schema, wanted: Iterable[int]) -> Shown:
@@ -123,14 +136,14 @@ def shown(runs: Iterable[AnyRun], target: Schema, wanted: Iterable[int]) -> Show
 
     `wanted` are the places of the columns that are asked for. REQUIRES: there is a record.
     """
-    places_wanted = frozenset(wanted)
-    parts = [part for run in runs for part in _parts(run, target, places_wanted)]
+    parts = [part for run in runs for part in _parts(run, target)]
+    columns = joined_columns(list(_columns_of(parts, target, frozenset(wanted))))
     if len(parts) == 1:
-        return parts[0]
+        offsets, ops, times, _ = parts[0]
+        return Shown(offsets=offsets, ops=ops, times=times, columns=columns)
     offsets = np.concatenate([part.offsets for part in parts])
     ops = np.concatenate([part.ops for part in parts])
     times = np.concatenate([part.times for part in parts])
-    columns = joined_columns([part.columns for part in parts])
     if (np.diff(offsets) > 0).all():
         return Shown(offsets=offsets, ops=ops, times=times, columns=columns)
     order = np.argsort(offsets)
@@ -152,32 +165,32 @@ def _nothing(target: Schema) -> Shown:
     )
 
 
-def _parts(run: AnyRun, target: Schema, wanted: frozenset[int]) -> Iterator[Shown]:
+class _Part(NamedTuple):
+    """Records that were found together; `rows` are split, or columns of `target` already."""
+
+    offsets: Places
+    ops: npt.NDArray[np.uint8]
+    times: Places
+    rows: Split | Sequence[Texts]
+
+
+def _parts(run: AnyRun, target: Schema) -> Iterator[_Part]:
     """The rows of each relation, then the records without a row."""
     if not isinstance(run, ChangeRun):
-        yield _shown_items(run.items, target)
+        yield _items_part(run.items, target)
         return
     piece = run.piece
     for split in run.splits():
-        yield Shown(
-            offsets=run.offsets_of(split.slots),
-            ops=split.ops,
-            times=piece.times(split.slots),
-            columns=_columns(split, target, wanted),
-        )
+        yield _Part(run.offsets_of(split.slots), split.ops, piece.times(split.slots), split)
     rare = run.rare()
     if rare:
         slots = np.array([raw.slot for raw in rare], np.int64)
-        nulls = repeated(None, len(rare))
-        yield Shown(
-            offsets=run.offsets_of(slots),
-            ops=np.array([OP_NUMBER[raw.op] for raw in rare], np.uint8),
-            times=piece.times(slots),
-            columns=[nulls if at in wanted else None for at in range(len(target.columns))],
-        )
+        ops = np.array([OP_NUMBER[raw.op] for raw in rare], np.uint8)
+        nulls = [repeated(None, len(rare))] * len(target.columns)
+        yield _Part(run.offsets_of(slots), ops, piece.times(slots), nulls)
 
 
-def _shown_items(items: Sequence[Located], target: Schema) -> Shown:
+def _items_part(items: Sequence[Located], target: Schema) -> _Part:
     """Records that are at hand one by one."""
     rows = []
     for item in items:
@@ -185,12 +198,26 @@ def _shown_items(items: Sequence[Located], target: Schema) -> Shown:
         if row is not None and item.schema is not None and item.schema is not target:
             row = moved_row(row, item.schema, target)
         rows.append(row)
-    return Shown(
-        offsets=np.array([item.offset for item in items], np.int64),
-        ops=np.array([OP_NUMBER[item.raw.op] for item in items], np.uint8),
-        times=np.array([item.moment.time_us for item in items], np.int64),
-        columns=columns_of(rows, len(target.columns)),
+    return _Part(
+        np.array([item.offset for item in items], np.int64),
+        np.array([OP_NUMBER[item.raw.op] for item in items], np.uint8),
+        np.array([item.moment.time_us for item in items], np.int64),
+        columns_of(rows, len(target.columns)),
     )
+
+
+def _columns_of(
+    parts: Iterable[_Part], target: Schema, wanted: frozenset[int]
+) -> Iterator[list[Texts | None]]:
+    """The columns of the parts, in order; parts that were split together come as one."""
+    for are_split, some in groupby(parts, lambda part: isinstance(part.rows, Split)):
+        if are_split:
+            for split in mended(part.rows for part in some if isinstance(part.rows, Split)):
+                yield _columns(split, target, wanted)
+        else:
+            for part in some:
+                if not isinstance(part.rows, Split):
+                    yield [texts if at in wanted else None for at, texts in enumerate(part.rows)]
 
 
 def _columns(split: Split, target: Schema, wanted: frozenset[int]) -> list[Texts | None]:

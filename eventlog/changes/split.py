@@ -128,7 +128,7 @@ def joined_columns(parts: Sequence[Sequence[Texts | None]]) -> list[Texts | None
             begins[id(texts.data)] = size
             buffers.append(texts.data)
             size += len(texts.data)
-    data = np.concatenate(buffers)
+    data = np.concatenate(buffers) if len(buffers) > 2 else buffers[-1]
     return [
         None if column[0] is None else _joined(data, column, begins)
         for column in zip(*parts, strict=True)
@@ -178,7 +178,7 @@ class Split:
 
     `slots` are their places in the payload (int64, ascending), `ops` numbers of OPS (uint8). `old`
     is None where none of them has an old row. The other columns of an old row that is only a key
-    are IS_ABSENT.
+    are IS_ABSENT. What was cut out of another split knows of which, and where it began there.
     """
 
     schema: Schema
@@ -187,6 +187,8 @@ class Split:
     data: Bytes
     new: Rows
     old: Rows | None
+    whole: Split | None = None
+    begin: int = 0
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -204,15 +206,18 @@ class Split:
             data=self.data, starts=self.old.starts[column], lengths=self.old.lengths[column]
         )
 
-    def cut(self, start: int, stop: int) -> Split:
-        """Its records `[start, stop)`, by their places in it."""
+    def cut(self, start: int, stop: int, *, first_slot: int = 0) -> Split:
+        """Its records `[start, stop)`, by their places in it; slots count from `first_slot` on."""
+        slots = self.slots[start:stop]
         return Split(
             schema=self.schema,
-            slots=self.slots[start:stop],
+            slots=slots - first_slot if first_slot else slots,
             ops=self.ops[start:stop],
             data=self.data,
             new=self.new.cut(start, stop),
             old=None if self.old is None else self.old.cut(start, stop),
+            whole=self.whole or self,
+            begin=self.begin + start,
         )
 
     def changes(self) -> Iterator[RawChange]:
@@ -227,6 +232,33 @@ class Split:
         ops = map(OPS.__getitem__, self.ops.tolist())
         relations = repeat(self.schema.relation)
         return map(RawChange, self.slots.tolist(), ops, relations, old, new, nothing)
+
+
+def mended(splits: Iterable[Split]) -> list[Split]:
+    """The same records in as few splits: what was cut apart is put together again.
+
+    The slots of those put together are the ones of their whole.
+    """
+    found: list[Split] = []
+    whole, stop = None, 0
+    for split in splits:
+        if whole is not None and split.whole is whole and split.begin == stop:
+            stop += len(split)
+            continue
+        if found:
+            found[-1] = _extended(found[-1], stop)
+        found.append(split)
+        whole, stop = split.whole, split.begin + len(split)
+    if found:
+        found[-1] = _extended(found[-1], stop)
+    return found
+
+
+def _extended(split: Split, stop: int) -> Split:
+    """It with what follows in its whole, up to the place `stop` there."""
+    if split.whole is None or stop == split.begin + len(split):
+        return split
+    return split.whole.cut(split.begin, stop)
 
 
 def _rows_where(

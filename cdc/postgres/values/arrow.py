@@ -77,8 +77,7 @@ def arrow_array(schema: Schema, oid: int, texts: Texts, target: pa.DataType) -> 
     the texts are more bytes than one array holds. Raises IndexError for a text outside its buffer,
     ValueError for one of more than a GiB, which no database holds.
     """
-    require_sound(texts)
-    parts = cut_up(texts)
+    parts = cut_up(texts, require_sound(texts))
     if len(parts) == 1:
         return _convert(schema, oid, texts, target)
     arrays, unfit, start = [], [], 0
@@ -92,7 +91,7 @@ def arrow_array(schema: Schema, oid: int, texts: Texts, target: pa.DataType) -> 
 
 def _convert(schema: Schema, oid: int, texts: Texts, target: pa.DataType) -> Converted:
     oid, _ = underlying(schema, oid)
-    if not (texts.lengths >= 0).any():
+    if texts.lengths.max(initial=-1) < 0:
         return pa.nulls(len(texts), target), []
     if pa.types.is_list(target) or pa.types.is_large_list(target):
         return _lists(schema, oid, texts, target)

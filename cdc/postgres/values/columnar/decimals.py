@@ -7,44 +7,73 @@ Rows with another number of decimals are read group by group.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-from cdc.postgres.values.columnar.digits import whole_numbers
+from cdc.postgres.values.columnar.digits import (
+    CHAR,
+    DIGIT_ZERO,
+    aligned,
+    fits,
+    leading_minus,
+    whole_numbers,
+)
 from cdc.postgres.values.columnar.integers import signed, window_width
 from cdc.postgres.values.columnar.windows import WORD, Array, Mask, Words, windows
 from eventlog.changes.split import Bytes, Places
 
-_MINUS, _POINT = ord("-"), ord(".")
+_POINT = np.uint64(ord(".") ^ DIGIT_ZERO)
 DIGITS_MAX = 18
 """The digits that a signed word always holds."""
+
+
+class _Numbers(NamedTuple):
+    """Texts as words of digits that end together, the last first; `chars` without the minus."""
+
+    words: list[Words]
+    chars: Places
+    negative: Mask | None
+
+    def take(self, places: Places) -> _Numbers:
+        """Some of them."""
+        negative = None if self.negative is None else self.negative[places]
+        return _Numbers([held[places] for held in self.words], self.chars[places], negative)
 
 
 def read_decimals(
     data: Bytes, starts: Places, lengths: Places, precision: int, scale: int
 ) -> tuple[Array, Mask]:
     """Unscaled int64 values of decimal(precision, scale), and which texts are such."""
-    values = np.zeros(len(starts), np.int64)
-    good = np.zeros(len(starts), np.bool_)
-    left: Places | slice = slice(None)
+    held = windows(data, starts, window_width(int(lengths.max())))
+    negative = leading_minus(held)
+    chars = lengths if negative is None else lengths - negative
+    numbers = _Numbers(aligned(held, lengths), chars, negative)
+    values, good = np.empty(0, np.int64), np.empty(0, np.bool_)
+    left: Places | None = None
     for decimals in _likely_decimals(scale):
-        at, length = starts[left], lengths[left]
-        here = _has_point(data, at, length, decimals)
+        here = _has_point(numbers.words, decimals)
         if not here.any():
             continue
-        if not here.all():
-            at, length = at[here], length[here]
-            left = np.flatnonzero(here) if isinstance(left, slice) else left[here]
-        missing = scale - decimals
-        found, fit = _with_decimals(data, at, length, decimals, DIGITS_MAX - missing)
-        if missing:
-            found *= 10**missing
-        if precision < DIGITS_MAX:
-            fit &= np.abs(found) < 10**precision
-        values[left], good[left] = found, fit
-        left = np.flatnonzero(~good)
+        if left is None and here.all():
+            values, good = _with_decimals(numbers, decimals, precision, scale)
+            if good.all():
+                return values, good
+            left = np.flatnonzero(~good)
+            numbers = numbers.take(left)
+            continue
+        if left is None:
+            left = np.arange(len(starts))
+            values, good = np.zeros(len(left), np.int64), np.zeros(len(left), np.bool_)
+        places = np.flatnonzero(here)
+        found, fit = _with_decimals(numbers.take(places), decimals, precision, scale)
+        values[left[places]], good[left[places]] = found, fit
+        rest = np.flatnonzero(~good[left])
+        left, numbers = left[rest], numbers.take(rest)
         if not len(left):
             break
+    if left is None:
+        return np.zeros(len(starts), np.int64), np.zeros(len(starts), np.bool_)
     return values, good
 
 
@@ -57,32 +86,36 @@ def _likely_decimals(scale: int) -> Iterator[int]:
         yield 0
 
 
-def _has_point(data: Bytes, starts: Places, lengths: Places, decimals: int) -> Mask:
+def _has_point(words: list[Words], decimals: int) -> Mask:
     """Whether there is a point before so many decimals; without any, nothing is looked for."""
     if not decimals:
-        return np.ones(len(starts), np.bool_)
-    point = lengths - (decimals + 1)
-    found: Mask = data[starts + np.maximum(point, 0)] == _POINT
-    found &= point >= 1
+        return np.ones(len(words[0]), np.bool_)
+    number, behind = divmod(decimals, WORD)
+    if number >= len(words):
+        return np.zeros(len(words[0]), np.bool_)
+    found: Mask = (words[number] >> np.uint64(8 * (WORD - 1 - behind))) & CHAR == _POINT
     return found
 
 
 def _with_decimals(
-    data: Bytes, starts: Places, lengths: Places, decimals: int, digits_max: int
+    numbers: _Numbers, decimals: int, precision: int, scale: int
 ) -> tuple[Array, Mask]:
     """Values of exactly so many decimals, a point before them."""
-    negative = data[starts] == _MINUS
-    width = window_width(lengths)
-    held = windows(data, starts + lengths - width, width)
-    words: list[Words] = [held[:, at] for at in reversed(range(width // WORD))]
-    digits = lengths - negative
+    words, digits, negative = numbers
     if decimals:
         words = _without_point(words, decimals)
-        digits -= 1
-    values, good = whole_numbers(words, digits)
+        digits = digits - 1
+    unsigned, spoilt = whole_numbers(words)
+    missing = scale - decimals
+    good = fits(spoilt)
     good &= digits > decimals
-    good &= digits <= digits_max
-    return signed(values, negative) if negative.any() else values.view(np.int64), good
+    good &= digits <= DIGITS_MAX - missing
+    values = unsigned.view(np.int64)
+    if missing:
+        values *= 10**missing
+    if precision < DIGITS_MAX and int(digits.max(initial=0)) + missing > precision:
+        good &= values < 10**precision
+    return values if negative is None else signed(unsigned, negative), good
 
 
 def _without_point(words: list[Words], decimals: int) -> list[Words]:

@@ -12,7 +12,6 @@ A carry out of a byte can only spoil a word that is spoilt already.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
@@ -20,7 +19,6 @@ from cdc.postgres.values.columnar.windows import WORD, Mask, Words
 from eventlog.changes.split import Places
 
 _HIGH_BITS = np.uint64(0x8080808080808080)
-_ALL = (1 << 64) - 1
 
 
 def word(text: bytes) -> np.uint64:
@@ -60,22 +58,6 @@ def fits(found: Words) -> Mask:
     return good
 
 
-@cache
-def last_bytes(chars_max: int, word_number: int) -> Words:
-    """By a number of characters at the end of a window, the mask of them in one of its words.
-
-    `word_number` counts from the window's end. Numbers beyond `chars_max` mean a full word.
-    """
-    counts = [min(max(n - WORD * word_number, 0), WORD) for n in range(chars_max + 1)]
-    return np.array([_ALL >> (64 - 8 * n) << (64 - 8 * n) if n else 0 for n in counts], np.uint64)
-
-
-@cache
-def first_bytes() -> Words:
-    """By a number of characters, 0 to 8, the mask of so many at a word's beginning."""
-    return np.array([(1 << 8 * n) - 1 for n in range(WORD + 1)], np.uint64)
-
-
 _MASK = np.uint64(0x000000FF000000FF)
 _HUNDREDS = np.uint64(100 + (1_000_000 << 32))
 _ONES = np.uint64(1 + (10_000 << 32))
@@ -104,28 +86,54 @@ def eight_digits(held: Words) -> Words:
 DIGITS_MAX = 19
 """The digits that always fit an unsigned word."""
 
+DIGIT_ZERO = ord("0")
+CHAR = np.uint64(0xFF)
+"""The first character of a word."""
 
-def whole_numbers(words: list[Words], digits: Places) -> tuple[Words, Mask]:
-    """The number that the last `digits` characters of each window make, and whether it is one.
+_MINUS = np.uint64(ord("-"))
+_MINUS_TO_ZERO = np.uint64(ord("-") ^ DIGIT_ZERO)
 
-    `words` are the window's, the last first. More digits than they hold, than DIGITS_MAX, or none,
-    is no number.
+
+def leading_minus(held: Words) -> Mask | None:
+    """Which windows begin with a minus, each made the digit 0; None where none does."""
+    first = held[:, 0]
+    found: Mask = (first & CHAR) == _MINUS
+    if not found.any():
+        return None
+    first ^= found * _MINUS_TO_ZERO
+    return found
+
+
+def aligned(held: Words, lengths: Places) -> list[Words]:
+    """The digits of texts at the windows' beginnings, moved so that they end where the windows do.
+
+    Gives the words of the windows, the last first, already without the digit 0's bits; before the
+    texts are zeros. Of a text longer than its window the words mean nothing.
     """
-    chars_max = WORD * len(words)
-    total = spoilt = None
-    for number, held in enumerate(words):
-        masked: Words = held ^ _DIGITS.text
-        masked &= last_bytes(chars_max, number).take(digits, mode="clip")
-        found = misfits(masked, _DIGITS.limits)
-        part = eight_digits(masked)
-        if total is None or spoilt is None:
-            total, spoilt = part, found
-        else:
-            part *= np.uint64(10 ** (WORD * number))
-            total += part
-            spoilt |= found
-    assert total is not None and spoilt is not None
-    good = fits(spoilt)
-    good &= digits >= 1
-    good &= digits <= min(chars_max, DIGITS_MAX)
-    return total, good
+    count = held.shape[1]
+    before = np.uint64(8 * WORD * count) - (lengths.view(np.uint64) << np.uint64(3))
+    words = [held[:, at] ^ _DIGITS.text for at in range(count)]
+    found = []
+    for at in reversed(range(count)):
+        moved = words[at] << before
+        for source in range(at):
+            # A shift of 64 bits and more leaves nothing, and one below zero counts as such.
+            shift = before - np.uint64(8 * WORD * (at - source))
+            moved |= words[source] << shift
+            moved |= words[source] >> -shift
+        found.append(moved)
+    return found
+
+
+def whole_numbers(words: list[Words]) -> tuple[Words, Words]:
+    """The number that the digits of each row make (as `aligned` gives them), and its misfits.
+
+    More digits than DIGITS_MAX make no number.
+    """
+    total, spoilt = eight_digits(words[0]), misfits(words[0], _DIGITS.limits)
+    for number, held in enumerate(words[1:], start=1):
+        part = eight_digits(held)
+        part *= np.uint64(10 ** (WORD * number))
+        total += part
+        spoilt |= misfits(held, _DIGITS.limits)
+    return total, spoilt

@@ -26,14 +26,14 @@ ROWS_MAX = 16_384
 
 def read_fixed(texts: Texts, reader: Reader) -> tuple[Array, Mask]:
     """Read a column of at least one row. Nothings and empty texts are among what does not fit."""
+    count = -(-len(texts) // ROWS_MAX)
+    if count == 1:
+        return _block(texts.data, texts.starts, texts.lengths, reader)
+    rows = -(-len(texts) // count)  # A last block of few rows would cost as much as a full one.
     blocks = [
-        _block(
-            texts.data, texts.starts[at : at + ROWS_MAX], texts.lengths[at : at + ROWS_MAX], reader
-        )
-        for at in range(0, len(texts), ROWS_MAX)
+        _block(texts.data, texts.starts[at : at + rows], texts.lengths[at : at + rows], reader)
+        for at in range(0, len(texts), rows)
     ]
-    if len(blocks) == 1:
-        return blocks[0]
     values, good = zip(*blocks, strict=True)
     return np.concatenate(values), np.concatenate(good)
 

@@ -4,36 +4,49 @@ from __future__ import annotations
 
 import numpy as np
 
-from cdc.postgres.values.columnar.digits import whole_numbers
+from cdc.postgres.values.columnar.digits import (
+    DIGITS_MAX,
+    aligned,
+    fits,
+    leading_minus,
+    whole_numbers,
+)
 from cdc.postgres.values.columnar.windows import WORD, Array, Mask, Words, windows
 from eventlog.changes.split import Bytes, Places
 
-_MINUS = ord("-")
-_WINDOW_MAX = 3 * WORD
+_WIDTH_MAX = 3 * WORD
 
 
-def window_width(lengths: Places) -> int:
-    """The bytes to fetch so that the longest value is seen whole, up to 24."""
-    return min(-(-int(lengths.max()) // WORD) * WORD, _WINDOW_MAX)
+def window_width(longest: int) -> int:
+    """The bytes to fetch so that a value of that length is seen whole, up to 24."""
+    return min(-(-longest // WORD) * WORD, _WIDTH_MAX)
 
 
 def read_integers(
     data: Bytes, starts: Places, lengths: Places, kind: np.dtype[np.integer]
 ) -> tuple[Array, Mask]:
     """Values of that kind, and which of the texts are such (see `fixed.Reader`)."""
-    negative = data[starts] == _MINUS
-    width = window_width(lengths)
-    held = windows(data, starts + lengths - width, width)
-    words = [held[:, at] for at in reversed(range(width // WORD))]
-    values, good = whole_numbers(words, lengths - negative)
+    longest = int(lengths.max())
+    width = window_width(longest)
+    held = windows(data, starts, width)
+    negative = leading_minus(held)
+    values, spoilt = whole_numbers(aligned(held, lengths))
+    good = fits(spoilt)
+    if longest > min(width, DIGITS_MAX):
+        digits = lengths if negative is None else lengths - negative
+        good &= digits <= DIGITS_MAX
+        good &= lengths <= width
     info = np.iinfo(kind)
-    if not negative.any():
+    if negative is not None:
+        good &= lengths > negative
+        if not info.min:
+            good &= ~negative
+        if 10 ** (longest - 1) > info.max:
+            good &= values <= np.uint64(info.max) + negative.astype(np.uint64)
+        return signed(values, negative).astype(kind), good
+    if 10**longest > info.max:
         good &= values <= np.uint64(info.max)
-        return values.astype(kind), good
-    if not info.min:
-        good &= ~negative
-    good &= values <= np.uint64(info.max) + negative.astype(np.uint64)
-    return signed(values, negative).astype(kind), good
+    return values.astype(kind), good
 
 
 def signed(values: Words, negative: Mask) -> Array:

@@ -17,9 +17,9 @@ from functools import cache
 import numpy as np
 
 from cdc.postgres.values.columnar.digits import (
+    CHAR,
     Pattern,
     eight_digits,
-    first_bytes,
     fits,
     misfits,
     pairs,
@@ -29,12 +29,23 @@ from cdc.postgres.values.columnar.windows import WORD, Array, Mask, Words, windo
 from eventlog.changes.split import Bytes, Places
 
 _YEAR_MONTH, _DAY, _DAY_CLOCK = map(Pattern.of, (b"0000-00-", b"00", b"00 00:00"))
-_SECOND, _CLOCK, _FRACTION = map(Pattern.of, (b":00", b"00:00:00", b".000000"))
+_CLOCK, _EIGHT, _FRACTION = map(Pattern.of, (b"00:00:00", b"00000000", b".000000"))
 _FRACTION_CHARS = 7
 _DATE_CHARS, _CLOCK_CHARS, _MOMENT_CHARS = 10, 8, 19
-_BYTE, _TWO, _THREE = np.uint64(0xFF), np.uint64(0xFFFF), np.uint64(0xFFFFFF)
-_ZONE = word(b"+00")
+_TWO, _THREE = np.uint64(0xFFFF), np.uint64(0xFFFFFF)
+_COLON, _POINT, _ZERO_ZERO, _ZONE = map(word, (b":", b".", b"00", b"+00"))
+_BITS = np.uint64(64)
+_8, _24, _40, _48 = map(np.uint64, (8, 24, 40, 48))
+_ONE, _MONTHS, _HOURS, _MINUTES, _HUNDRED = map(np.uint64, (1, 12, 24, 60, 100))
 _YEARS = 10_000
+_MINUTE_US, _DAY_US = 60_000_000, 86_400_000_000
+
+_FIELDS = np.uint64(0x00FF0000FF0000FF)
+"""Where in pairs of `DD HH:MM` the three numbers are."""
+
+_FIELD_LIMITS = np.uint64((0x7F - 31) | (0x7F - 23) << 24 | (0x7F - 59) << 48)
+_TO_MINUTES = np.uint64(1 + (60 << 24) + (1440 << 48))
+"""Adds up the three, in minutes, in the upper 16 bits: 31 days and less always fit."""
 
 
 def read_dates(data: Bytes, starts: Places, lengths: Places) -> tuple[Array, Mask]:
@@ -44,19 +55,25 @@ def read_dates(data: Bytes, starts: Places, lengths: Places) -> tuple[Array, Mas
     day = (held[:, 1] & _TWO) ^ _DAY.text
     good = fits(misfits(year_month, _YEAR_MONTH.limits) | misfits(day, _DAY.limits))
     good &= lengths == _DATE_CHARS
-    days = _days(year_month, _number_at(pairs(day), 0), good)
-    return days.astype(np.int32), good
+    before, most = _months(year_month, good)
+    number = pairs(day) & CHAR
+    good &= number - _ONE < most
+    return (before + number.view(np.int64)).astype(np.int32), good
 
 
 def read_times(data: Bytes, starts: Places, lengths: Places) -> tuple[Array, Mask]:
     """Microseconds of the day as int64, and which texts are times."""
     held = windows(data, starts, 2 * WORD)
     clock = held[:, 0] ^ _CLOCK.text
-    micros, spoilt, good = _fraction(held[:, 1], lengths - _CLOCK_CHARS)
-    good &= fits(misfits(clock, _CLOCK.limits) | spoilt)
+    micros, spoilt, good = _of_minute(held[:, 0] >> _48, held[:, 1], lengths - _CLOCK_CHARS)
     two = pairs(clock)
-    hour, minute, second = (_number_at(two, place) for place in (0, 3, 6))
-    micros += _clock(hour, minute, second, good)
+    hour, minute = two & CHAR, (two >> _24) & CHAR
+    good &= fits(misfits(clock, _CLOCK.limits) | spoilt)
+    good &= hour < _HOURS
+    good &= minute < _MINUTES
+    hour *= _MINUTES
+    hour += minute
+    micros += hour.view(np.int64) * _MINUTE_US
     return micros, good
 
 
@@ -65,25 +82,30 @@ def read_moments(
 ) -> tuple[Array, Mask]:
     """Microseconds since 1970 UTC as int64, and which texts are moments with a zone, or without."""
     held = windows(data, starts, 4 * WORD)
-    last, beyond = held[:, 2].copy(), held[:, 3].copy()
     year_month = _of_all(held[:, 0]) ^ _YEAR_MONTH.text
     day_clock = held[:, 1] ^ _DAY_CLOCK.text
-    second = (last & _THREE) ^ _SECOND.text
-    spoilt = misfits(day_clock, _DAY_CLOCK.limits)
-    spoilt |= misfits(second, _SECOND.limits)
-    spoilt |= misfits(year_month, _YEAR_MONTH.limits)
+    last, beyond = held[:, 2], held[:, 3]
+    tail = last >> _24
+    tail |= beyond << _40
     chars = lengths - (_MOMENT_CHARS + 3 * zoned)
-    last >>= np.uint64(24)
-    micros, wrong, good = _fraction(last | (beyond << np.uint64(40)), chars)
+    micros, spoilt, good = _of_minute((last >> _8) & _TWO, tail, chars)
+    good &= (last & CHAR) == _COLON
     if zoned:
-        good &= _utc(last, beyond, chars)
-    good &= fits(spoilt | wrong)
+        good &= _utc(tail, beyond >> _24, chars)
+    spoilt |= misfits(day_clock, _DAY_CLOCK.limits)
     two = pairs(day_clock)
-    days = _days(year_month, _number_at(two, 0), good)
-    clock = _clock(_number_at(two, 3), _number_at(two, 6), _number_at(pairs(second), 1), good)
-    days *= 86_400_000_000
-    micros += days
-    micros += clock
+    two &= _FIELDS
+    spoilt |= two + _FIELD_LIMITS
+    good &= fits(spoilt)
+    good &= fits(misfits(year_month, _YEAR_MONTH.limits))
+    before, most = _months(year_month, good)
+    good &= (two & CHAR) - _ONE < most
+    two *= _TO_MINUTES
+    two >>= _48
+    minutes = two.view(np.int64)
+    minutes *= _MINUTE_US
+    micros += minutes
+    micros += before * _DAY_US
     return micros, good
 
 
@@ -92,32 +114,22 @@ def _of_all(held: Words) -> Words:
     return held[:1] if (held == held[0]).all() else held
 
 
-def _number_at(two: Words, place: int) -> Array:
-    """The number of two digits that begins at that byte."""
-    found = two >> np.uint64(8 * place)
-    found &= _BYTE
-    return found.view(np.int64)
+def _months(year_month: Words, good: Mask) -> tuple[Array, Words]:
+    """The day before each month's first, counted from 1970, and the days that it has.
 
-
-def _days(year_month: Words, day: Array, good: Mask) -> Array:
-    """Days since 1970; what is no day of the calendar is taken out of `good`.
-
-    `year_month` is one word for each day, or one for all.
+    What is no month of the calendar is taken out of `good`. `year_month` is one word for each row,
+    or one for all.
     """
     first_days, lengths = _calendar()
     two = pairs(year_month)
-    month = _number_at(two, 5)
-    months = _number_at(two, 0)
-    months *= 100
-    months += _number_at(two, 2)
-    months *= 12
+    month = (two >> _40) & CHAR
+    good &= month - _ONE < _MONTHS
+    months = (two & CHAR) * _HUNDRED
+    months += (two >> np.uint64(16)) & CHAR
+    months *= _MONTHS
     months += month
-    good &= month >= 1
-    good &= month <= 12
-    good &= day >= 1
-    good &= day <= lengths.take(months, mode="clip")
-    found: Array = first_days.take(months, mode="clip") + day
-    return found
+    places = months.view(np.int64)
+    return first_days.take(places, mode="clip"), lengths.take(places, mode="clip")
 
 
 @cache
@@ -125,44 +137,40 @@ def _calendar() -> tuple[Array, Array]:
     """By 12 years and month: the day before the month's first, and its days; of year 0 none."""
     months = np.arange(0, 12 * _YEARS + 1) - 12 * 1970
     firsts = months.astype("M8[M]").astype("M8[D]").astype(np.int64)
-    lengths = np.diff(firsts).astype(np.int8)
+    lengths = np.diff(firsts).astype(np.uint64)
     lengths[:12] = 0
     return np.insert(firsts[:-1] - 1, 0, 0), np.insert(lengths, 0, 0)
 
 
-def _clock(hour: Array, minute: Array, second: Array, good: Mask) -> Array:
-    """Microseconds of the day; what no clock shows is taken out of `good`."""
-    good &= hour < 24
-    good &= minute < 60
-    good &= second < 60
-    micros = hour * 3600
-    micros += minute * 60
-    micros += second
-    micros *= 1_000_000
-    return micros
+def _of_minute(second: Words, tail: Words, chars: Places) -> tuple[Array, Words, Mask]:
+    """Microseconds of the minute, misfits, and which rows can be such.
 
-
-def _fraction(held: Words, chars: Array) -> tuple[Array, Words, Mask]:
-    """Microseconds of a point and up to six digits, misfits, and whether `chars` are so many."""
-    masked: Words = held ^ _FRACTION.text
-    masked &= first_bytes().take(chars, mode="clip")
-    spoilt = misfits(masked, _FRACTION.limits)
-    good = chars <= _FRACTION_CHARS
-    good &= chars >= 0
-    good &= chars != 1
-    masked <<= np.uint64(8)
-    return eight_digits(masked).view(np.int64), spoilt, good
-
-
-def _utc(last: Words, beyond: Words, chars: Array) -> Mask:
-    """Whether +00 follows after so many characters of `last` (five are left in it) and `beyond`.
-
-    A shift of 64 bits and more leaves nothing, and one below zero counts as such.
+    `second` has the two characters of it and no more, `tail` what follows: a point and up to six
+    digits, `chars` in all, or nothing.
     """
+    bits = _BITS - (chars.view(np.uint64) << np.uint64(3))
+    digits = tail ^ _FRACTION.text
+    # A shift of 64 bits and more leaves nothing.
+    digits <<= bits
+    digits >>= bits
+    digits <<= _8
+    digits |= second ^ _ZERO_ZERO
+    spoilt = misfits(digits, _EIGHT.limits)
+    micros = eight_digits(digits).view(np.int64)
+    good = micros < _MINUTE_US
+    pointed = (tail & CHAR) == _POINT
+    pointed &= chars >= 2
+    pointed &= chars <= _FRACTION_CHARS
+    pointed |= chars == 0
+    good &= pointed
+    return micros, spoilt, good
+
+
+def _utc(tail: Words, beyond: Words, chars: Places) -> Mask:
+    """Whether +00 follows after so many characters of `tail`, which goes on in `beyond`."""
     shift = chars.view(np.uint64) << np.uint64(3)
-    zone = last >> shift
-    zone |= beyond << (np.uint64(40) - shift)
-    zone |= beyond >> (shift - np.uint64(40))
+    zone = tail >> shift
+    zone |= beyond << (_BITS - shift)
     zone &= _THREE
     good: Mask = zone == _ZONE
     return good

@@ -30,17 +30,20 @@ WORD = 8
 def windows(data: Bytes, at: Places, width: int) -> Words:
     """The `width` bytes from each place of `at`, as words of shape (rows, width / 8).
 
-    Places may lie outside the buffer, on either side: what is not there is zero.
+    Windows may reach beyond the buffer's end: what is not there is zero. REQUIRES: no place is
+    below zero.
     """
     last = len(data) - width
     if last < 0:
         return _outside(data, at, width)
     view = np.ndarray((last + 1,), f"V{width}", data, strides=(1,))
-    if not len(at) or (at.min() >= 0 and at.max() <= last):
+    try:
         return _words(view[at], width)
-    held = np.clip(at, 0, last)
-    found = _words(view[held], width)
-    beyond = np.flatnonzero(held != at)
+    except IndexError:
+        pass
+    # Those of a buffer's last values, mostly: few.
+    beyond = np.flatnonzero(at > last)
+    found = _words(view[np.minimum(at, last)], width)
     found[beyond] = _outside(data, at[beyond], width)
     return found
 
@@ -49,11 +52,10 @@ def _outside(data: Bytes, at: Places, width: int) -> Words:
     """Byte by byte, for the few windows that reach beyond the buffer."""
     if not len(data):
         return np.zeros((len(at), width // WORD), np.uint64)
-    places = at[:, None] + np.arange(width)
-    there = (places >= 0) & (places < len(data))
-    found = np.where(there, data[np.clip(places, 0, len(data) - 1)], np.uint8(0))
-    return _words(found, width)
+    places = np.minimum(at, len(data))[:, None] + np.arange(width)
+    found = np.where(places < len(data), data[np.minimum(places, len(data) - 1)], np.uint8(0))
+    return _words(found.reshape(-1), width)
 
 
 def _words(found: Array, width: int) -> Words:
-    return found.reshape(-1).view("<u8").reshape(-1, width // WORD)
+    return found.view("<u8").reshape(-1, width // WORD)
