@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,16 +22,16 @@ from hypothesis import strategies as st
 
 import eventlog
 from eventlog import UNCHANGED
+from eventlog.changes.arrow_texts import binary_array
 from eventlog.changes.fold import Placed
 from eventlog.changes.schema import Schema
 from eventlog.changes.split import texts_of
 from eventlog.snapshots.state import row_pass, span, table_state
-from eventlog.snapshots.state.arrow_texts import binary_array
 from eventlog.snapshots.state.checkpoint import Checkpoint
 from eventlog.snapshots.state.checkpoint_folder import CheckpointFolder
-from eventlog.snapshots.state.hashing import Hashes, KeyHasher
+from eventlog.snapshots.state.hashing import _SPREAD, NUMBER, Hashes, KeyHasher
 from eventlog.snapshots.state.offset_set import OffsetSet
-from eventlog.snapshots.state.survivors import grouped, latest, unmatched
+from eventlog.snapshots.state.survivors import grouped, latest, latest_numbers, unmatched
 from eventlog.snapshots.state.table_state import TableState
 from tests.fix_log import INT, MadeSource, column, insert, update
 from tests.made_histories import RELATION, MadeHistory, folded
@@ -286,9 +287,11 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_survivors_are_those_of_a_map_and_of_stacks(
     events: list[tuple[int, bool]], spread: int
 ) -> None:
-    """`spread` 1: all hashes agree in their upper half, and only the whole tells keys apart."""
+    """`spread` 1: all hashes agree in what is sorted by, and only the whole tells keys apart."""
     keys = np.array([key for key, _ in events], np.uint64)
-    hashes = Hashes(keys * np.uint64(2**63 // spread + 1) if spread > 1 else keys, keys)
+    wanted = keys * np.uint64(2**63 // spread + 1) if spread > 1 else keys
+    hashes = Hashes(wanted * np.uint64(pow(int(_SPREAD), -1, 2**64)), keys + np.uint64(1))
+    assert (hashes.spread() == wanted).all()
     numbers = np.array([2 * at + put for at, (_, put) in enumerate(events)], np.int64)
     last: dict[int, int] = {}
     stacks: dict[int, list[int]] = {}
@@ -304,6 +307,40 @@ def test_survivors_are_those_of_a_map_and_of_stacks(
     found = grouped(hashes)
     assert sorted(latest(found, numbers).tolist()) == sorted(last.values())
     assert sorted(unmatched(found, numbers).tolist()) == sorted(chain(*stacks.values()))
+    assert latest_numbers(hashes, numbers) is None
+    looked_up = latest_numbers(Hashes(keys + np.uint64(7), np.full_like(keys, NUMBER)), numbers)
+    if events and len(events) * 3 > int(keys.max() - keys.min()):
+        assert looked_up is not None and sorted(looked_up.tolist()) == sorted(last.values())
+    else:
+        assert looked_up is None
+
+
+DIGITS = st.text("0123456789", min_size=1, max_size=19)
+NUMERALS = st.one_of(
+    DIGITS,
+    DIGITS.map(lambda text: text.lstrip("0") or "0"),
+    st.builds(lambda text, at, c: text[:at] + c + text[at:], DIGITS, st.integers(0, 19),
+              st.sampled_from("+-/: .e\0\x80\xb0\xff")),
+    st.text(max_size=20),
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.one_of(st.none(), NUMERALS), max_size=30))
+def test_keys_that_are_numbers_are_these_numbers(keys: list[str | None]) -> None:
+    stored = [None if key is None else key.encode("latin-1", "replace") for key in keys]
+    texts = texts_of(stored)
+    found = KeyHasher().hashes(texts.data, [(texts.starts, texts.lengths)], len(stored))
+    known: dict[tuple[int, int], bytes | None] = {}
+    for text, first, second in zip(
+        stored, found.first.tolist(), found.second.tolist(), strict=True
+    ):
+        is_number = text is not None and re.fullmatch(rb"0|[1-9][0-9]{0,15}", text) is not None
+        assert (second == NUMBER) == is_number
+        if text is not None and is_number:
+            assert first == int(text)
+        assert known.setdefault((first, second), text) == text
+    assert len(known) == len(set(stored))
 
 
 @settings(deadline=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -165,6 +165,23 @@ def json_text(value: Any) -> str:
         return json_line(json_value(value))
 
 
+def json_texts(values: Sequence[Any]) -> list[str | None]:
+    """The `json_text` of each value, None for None.
+
+    All are encoded at once, with a text between each two that is then looked for. One of them may
+    hold that text, too: then there are too many pieces, and they are encoded one by one.
+    """
+    parted: list[Any] = [_BETWEEN] * (2 * len(values) - 1)
+    parted[::2] = values
+    try:
+        found = _VALUES.encode(parted)[1:-1].split(f', "{_BETWEEN}", ')
+    except ValueError:  # NaN or ∞ somewhere inside
+        found = []
+    if len(found) != len(values):
+        return [None if value is None else json_text(value) for value in values]
+    return [None if value is None else text for value, text in zip(values, found, strict=True)]
+
+
 def json_value(value: Any) -> Any:
     """A stored value as JSON: bytes in hex after `\\x`, times in ISO 8601, NaN and ∞ as text."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -180,6 +197,7 @@ def json_value(value: Any) -> Any:
     return value
 
 
+_BETWEEN = "between two values"
 _LINES = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 _VALUES = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=json_value)
 

@@ -2,13 +2,16 @@
 
 ::
 
-    record = msgpack map {"op": "copy_begin" | "copy_end" | "data_loss", "relation": int | nil, ...}
+    record = msgpack map {"op": "copy_begin" | "copy_end" | "data_loss" | "rename",
+                          "relation": int | nil, ...}
 
 All other names are the record's fields: `schema` and `table` name the relation, `position`, where
 it is there, is the source's own text and becomes the change's. `copy_begin` resets its table,
 `copy_end` closes the copy (D12); `data_loss` tells that changes between `from` and `to` are
 missing, of all tables where `relation` is nil. These are words of the source, or offsets of the
-stream where `lost_in` is `log`: the log itself was damaged, and repaired. A batch that holds a
+stream where `lost_in` is `log`: the log itself was damaged, and repaired. `rename` tells that the
+table, which was `was` before, bears the name of the record's schema version from here on; it stands
+where the source told so by its catalog, and no change of the table did. A batch that holds a
 record of a relation names that relation, with its schema version, in its index entry; a record of
 all tables stands in a batch that names none.
 """

@@ -17,11 +17,19 @@ import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import chain, repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
+import numpy as np
 
+from eventlog.changes.event_split import EventTexts
+from eventlog.changes.split import Places, Texts
+from eventlog.codecs.event_split import split_events
+from eventlog.engine.payload import Payload
 from eventlog.errors import DamagedLog, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 DEPTH_MAX = 100
 """Arrays and maps inside each other: bounded, so that every reader can walk them."""
@@ -109,6 +117,54 @@ class EventCodec:
         except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
             raise DamagedLog(f"a record is no event: {error}") from error
         return key, value
+
+    def pairs(self, payload: Payload, slots: Places) -> list[tuple[str | None, Any]] | None:
+        """The keys and values of the records at these places, which ascend.
+
+        None where not all of them can be read: `decode` says which one, and why.
+        """
+        starts, stops = _bounds(payload, slots)
+        ends = np.cumsum(stops - starts)
+        whole = len(ends) and ends[-1] == len(payload.data)
+        data = payload.data if whole else b"".join(payload.records(slots.tolist()))
+        found = unpacked(data, ends)
+        try:
+            return None if found is None else [(key, value) for key, value in found]
+        except (ValueError, TypeError):
+            return None
+
+    def split(self, payload: Payload, slots: Places) -> EventTexts:
+        """Find the keys and values of the records at these places, which ascend."""
+        data = np.frombuffer(payload.data, np.uint8)
+        return split_events(data, *_bounds(payload, slots))
+
+    def json_array(self, values: Texts) -> pa.Array:
+        """Stored values as JSON text, null for nil; each is as `json_text` of what it decodes to.
+
+        Raises DamagedLog where one cannot be read.
+        """
+        from eventlog.codecs.event_json import json_array
+
+        return json_array(values)
+
+
+def unpacked(data: bytes, ends: Places) -> list[Any] | None:
+    """The values that lie end to end in `data`; None where one is damaged, or ends elsewhere."""
+    unpacker = msgpack.Unpacker(max_buffer_size=max(len(data), 1), timestamp=3)
+    unpacker.feed(data)
+    unpack, tell = unpacker.unpack, unpacker.tell
+    try:
+        found = [(unpack(), tell()) for _ in range(len(ends))]
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException):
+        return None
+    values = [value for value, _ in found]
+    return values if np.array_equal([end for _, end in found], ends) else None
+
+
+def _bounds(payload: Payload, slots: Places) -> tuple[Places, Places]:
+    """Where the records at these places begin and end."""
+    ends = np.concatenate([np.zeros(1, np.int64), payload.ends])
+    return ends[slots], ends[slots + 1]
 
 
 def key_text(key: str | int | None) -> str | None:

@@ -16,6 +16,7 @@ from eventlog.changes.arrow import (
     require_columns,
     stacked,
 )
+from eventlog.changes.quantities import counted
 from eventlog.changes.schema import Schema
 from eventlog.changes.split import IS_UNCHANGED, Texts
 from eventlog.errors import UsageError, ValueDoesNotFit
@@ -54,6 +55,11 @@ class Table(ShownRows):
     def name(self) -> str:
         """`schema.table`, as it is called at the cut."""
         return self.version.table
+
+    @property
+    def codec(self) -> Any:
+        """The codec that gives its columns their types."""
+        return self._codec
 
     @property
     def schema(self) -> pa.Schema:
@@ -104,7 +110,7 @@ class Table(ShownRows):
         NULL is null. A piece has at most `max_rows`, fewer where values are long. Raises
         ValueDoesNotFit where the log never saw a value.
         """
-        from eventlog.snapshots.state.arrow_texts import binary_array
+        from eventlog.changes.arrow_texts import binary_array
 
         for rows in self._state.rows(range(len(self.version.columns)), max_rows=max_rows):
             for column, lengths in zip(self.version.columns, rows.lengths, strict=True):
@@ -186,8 +192,7 @@ class Table(ShownRows):
         )
 
     def __repr__(self) -> str:
-        unit = "row" if self.num_rows == 1 else "rows"
-        return f"<Table {self.name}, {self.num_rows:,} {unit}>"
+        return f"<Table {self.name}, {counted(self.num_rows, 'row')}>"
 
 
 _EMPTY = Texts(

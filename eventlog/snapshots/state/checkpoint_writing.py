@@ -111,7 +111,7 @@ def _arrays(
     """A batch's columns, and the places of those in which a value does not fit its type."""
     import pyarrow as pa
 
-    from eventlog.snapshots.state.arrow_texts import binary_array
+    from eventlog.changes.arrow_texts import binary_array
 
     if (rows.lengths == IS_UNCHANGED).any():
         raise _NotWhole

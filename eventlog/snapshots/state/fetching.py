@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from eventlog.changes.gathering import gathered
 from eventlog.changes.split import IS_UNCHANGED, Bytes, Places
-from eventlog.snapshots.state.state_rows import StateRows, gathered
+from eventlog.snapshots.state.state_rows import StateRows
 from eventlog.snapshots.state.unsent import Unsent
 
 ENTRY_BYTES = 64

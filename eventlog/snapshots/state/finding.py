@@ -17,7 +17,7 @@ from eventlog.engine import Engine
 from eventlog.errors import SnapshotRefused
 from eventlog.snapshots.state.checkpoint_folder import CheckpointFolder
 from eventlog.snapshots.state.live_pass import Progress
-from eventlog.snapshots.state.steps import Chunk, Steps
+from eventlog.snapshots.state.steps import Chunk, Steps, relation_parts
 from eventlog.snapshots.state.table_state import TableState, table_state
 
 DEAR_RECORDS = 500_000
@@ -151,12 +151,13 @@ def _first_exact(cut: Cutting, *, begun: int | None) -> int | None:
 def _later(cut: Cutting) -> Iterator[tuple[int, Op]]:
     """The table's records behind the cut; of rows that follow each other, the first."""
     _, end = cut.engine.bounds(cut.history.stream)
-    steps = Steps(cut.engine, cut.history, cut.table.relation, keep_bytes=0)
+    read = relation_parts(cut.engine, cut.history, cut.table.relation)
+    steps = Steps(read, keep_bytes=0)
     for part in steps.walk(cut.stop, end):
         for step in part.steps:
             if isinstance(step, Chunk):
                 yield int(step.offsets[0]), OPS[step.ops[0]]
-            elif step.raw.relation is not None:
+            elif step.raw.relation is not None and step.raw.op is not Op.RENAME:
                 yield step.offset, step.raw.op
 
 

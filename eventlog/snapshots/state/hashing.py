@@ -8,6 +8,9 @@ Two lanes of 64 bits are mixed by different, invertible steps (the finaliser of 
 random seeds that a fold draws for itself, so that nobody can prepare keys that collide. Of a
 billion different keys the chance that any two are taken for one is below 2⁻⁶⁸. A length below zero
 (NULL, unchanged, absent) counts as such. Long values are hashed one by one, by XXH3.
+
+A single column's value that is a number (see `number_keys`) is not hashed: it is the first half
+itself, and the second half is `NUMBER`. A hash is taken for one with a chance of 2⁻¹²⁸.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import numpy.typing as npt
 import xxhash
 
 from eventlog.changes.split import Bytes, Places
+from eventlog.snapshots.state.number_keys import number_keys
 
 LONG_BYTES = 64
 """Values above it are hashed one by one: a loop over their words would be longer than that."""
@@ -34,6 +38,12 @@ _STEPS = (
 )
 
 
+NUMBER = np.uint64(0)
+"""The second half of what is a number."""
+
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)
+
+
 class Hashes(NamedTuple):
     """The two halves of each row's hash."""
 
@@ -43,6 +53,10 @@ class Hashes(NamedTuple):
     def take(self, places: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> Hashes:
         """Those at these places."""
         return Hashes(self.first[places], self.second[places])
+
+    def spread(self) -> U64:
+        """The first halves mapped one to one, so that numbers differ in their upper bits, too."""
+        return self.first * _SPREAD
 
 
 class KeyHasher:
@@ -57,9 +71,24 @@ class KeyHasher:
 
         REQUIRES: every value lies in `data`.
         """
-        lanes = [np.full(count, seed, np.uint64) for seed in self._seeds]
         padded = np.concatenate([data, np.zeros(8, np.uint8)])
         words = np.ndarray(len(data) + 1, "<u8", padded, strides=(1,))
+        known = list(columns)
+        numbers = None
+        if len(known) == 1:
+            numbers = number_keys(words, *known[0])
+            if len(numbers[0]) == count:
+                return Hashes(numbers[1], np.full(count, NUMBER))
+        hashes = self._mixed(data, words, known, count)
+        if numbers is not None:
+            places, found = numbers
+            hashes.first[places], hashes.second[places] = found, NUMBER
+        return hashes
+
+    def _mixed(
+        self, data: Bytes, words: U64, columns: list[tuple[Places, Places]], count: int
+    ) -> Hashes:
+        lanes = [np.full(count, seed, np.uint64) for seed in self._seeds]
         for starts, lengths in columns:
             self._mix_all(lanes, lengths.astype(np.uint64))
             self._mix_values(lanes, data, words, starts, lengths)

@@ -1,6 +1,7 @@
 """What identifies a row under a schema version, and when that changes.
 
-As `eventlog.changes.fold` has it: a key, the whole row (REPLICA IDENTITY FULL), or nothing.
+As `eventlog.changes.fold` has it: a key, the whole row (REPLICA IDENTITY FULL), or nothing. Events
+have a key or, each for itself, none.
 """
 
 from __future__ import annotations
@@ -14,12 +15,20 @@ from eventlog.changes.schemas import places
 Kind: TypeAlias = Literal["keyed", "rows", "inserted"]
 
 
+LOOSE = "e"
+"""`Schema.identity` of events, which may have a key or none; no source has it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """How rows are told apart; `columns` are the places of what is compared."""
+    """How rows are told apart; `columns` are the places of what is compared.
+
+    `loose`: a row whose key is NULL is told apart from all others.
+    """
 
     kind: Kind
     columns: tuple[int, ...]
+    loose: bool = False
 
 
 def identity_of(schema: Schema | None, *, as_inserts: bool) -> Identity:
@@ -27,7 +36,7 @@ def identity_of(schema: Schema | None, *, as_inserts: bool) -> Identity:
     if as_inserts or schema is None:
         return Identity(kind="inserted", columns=())
     if schema.key_indexes:
-        return Identity(kind="keyed", columns=schema.key_indexes)
+        return Identity(kind="keyed", columns=schema.key_indexes, loose=schema.identity == LOOSE)
     if schema.identity == "f":
         return Identity(kind="rows", columns=tuple(range(len(schema.columns))))
     return Identity(kind="inserted", columns=())

@@ -9,19 +9,26 @@ Where the keys are too many for the budget, each share of them (by hash) takes a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from eventlog.changes.change import Op
 from eventlog.changes.schema import Schema
-from eventlog.changes.split import IS_ABSENT, IS_UNCHANGED, OP_NUMBER, Places
+from eventlog.changes.split import IS_ABSENT, IS_NULL, IS_UNCHANGED, OP_NUMBER, Places
 from eventlog.snapshots.state.hashing import Hashes, KeyHasher
 from eventlog.snapshots.state.identity import Identity
 from eventlog.snapshots.state.offset_set import OffsetSet
 from eventlog.snapshots.state.steps import Chunk
-from eventlog.snapshots.state.survivors import Grouped, Mask, grouped, latest, unmatched
+from eventlog.snapshots.state.survivors import (
+    Grouped,
+    Mask,
+    grouped,
+    latest,
+    latest_numbers,
+    unmatched,
+)
 from eventlog.snapshots.state.unsent import Unsent, alias, merged, resolved
 
 EVENT_BYTES = 24
@@ -58,7 +65,8 @@ class Share:
 
     def mask(self, hashes: Hashes) -> Mask:
         """Which keys belong to it."""
-        found: Mask = hashes.first % np.uint64(self.of) == np.uint64(self.number)
+        spread = hashes.spread() >> np.uint64(32)
+        found: Mask = spread % np.uint64(self.of) == np.uint64(self.number)
         return found
 
 
@@ -119,10 +127,12 @@ class Pass:
 
     def apply(self, chunk: Chunk) -> None:
         """Take in the records of a chunk. Raises TooManyKeys."""
-        ops = chunk.ops
         if self._identity.kind == "inserted":
-            self.live.add(chunk.offsets[(ops == _INSERT) | (ops == _READ)])
+            self.live.add(chunk.offsets[(chunk.ops == _INSERT) | (chunk.ops == _READ)])
             return
+        if self._identity.loose:
+            chunk = self._without_loose(chunk)
+        ops = chunk.ops
         has_old = np.zeros(len(chunk), np.bool_)
         if chunk.old is not None and chunk.old.lengths.size:
             has_old = (chunk.old.lengths != IS_ABSENT).any(axis=0)
@@ -158,7 +168,7 @@ class Pass:
             self.crossed = self.crossed.moved(self._schema, schema)
             at = self._identity
             columns = schema.key_indexes if at.kind == "keyed" else range(len(schema.columns))
-            self._identity = Identity(kind=at.kind, columns=tuple(columns))
+            self._identity = replace(at, columns=tuple(columns))
         self._schema = schema
 
     def finish(self) -> None:
@@ -181,6 +191,15 @@ class Pass:
             held = EVENT_BYTES * (2 * len(self._state.numbers) + len(self.unsent))
             if held > self._budget.key_bytes and self._share.of < SHARES_MAX:
                 raise TooManyKeys
+
+    def _without_loose(self, chunk: Chunk) -> Chunk:
+        """Put the rows without a key, which nothing takes away; the rest of the chunk."""
+        (key,) = self._identity.columns
+        loose = (chunk.new.lengths[key] == IS_NULL) & (chunk.ops != _DELETE)
+        if not loose.any():
+            return chunk
+        self.live.add(chunk.offsets[loose])
+        return chunk.take(~loose)
 
     def _new_hashes(self, chunk: Chunk, puts: Mask) -> Hashes:
         """Of the new rows; what an update did not send of them counts as in the old row."""
@@ -257,11 +276,14 @@ class Pass:
             np.concatenate([part.numbers for part in parts]),
         )
         self._state = _Events()
-        found = grouped(events.hashes)
-        if self._pending:
-            self._resolve(found, events.numbers, before)
-        choose = latest if self._identity.kind == "keyed" else unmatched
-        self._state = events.take(choose(found, events.numbers))
+        keyed = self._identity.kind == "keyed"
+        kept = latest_numbers(events.hashes, events.numbers) if keyed else None
+        if kept is None or self._pending:
+            found = grouped(events.hashes)
+            if self._pending:
+                self._resolve(found, events.numbers, before)
+            kept = (latest if keyed else unmatched)(found, events.numbers)
+        self._state = events.take(kept)
         if len(self.unsent):
             self.unsent = self.unsent.of_rows(np.sort(self._state.numbers >> 1))
 

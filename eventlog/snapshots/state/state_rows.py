@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from eventlog.changes.gathering import gathered
 from eventlog.changes.split import Bytes, Places, Texts
-
-_GATHER_BYTES = 256
-"""Values that are longer on average are copied one by one: that is a memcpy each."""
 
 _SPARSE = 4
 """A buffer of more than this many times the bytes that are used of it is not kept."""
@@ -62,22 +60,6 @@ class StateRows:
             starts=starts.reshape(width, count),
             lengths=self.lengths,
         )
-
-
-def gathered(data: Bytes, starts: Places, lengths: Places) -> tuple[Bytes, Places]:
-    """Copy values end to end; returns them, and where each one starts."""
-    sizes = np.maximum(lengths, 0)
-    stops = np.cumsum(sizes)
-    total = int(stops[-1]) if len(stops) else 0
-    if total > _GATHER_BYTES * len(sizes):
-        view = memoryview(data)  # type: ignore[arg-type]
-        pieces = [
-            view[start : start + size]
-            for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)
-        ]
-        return np.frombuffer(b"".join(pieces), np.uint8), stops - sizes
-    places = np.repeat(starts - (stops - sizes), sizes) + np.arange(total)
-    return data[places], stops - sizes
 
 
 def joined_rows(parts: Sequence[StateRows]) -> StateRows:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from eventlog.changes.change import RawChange
 from eventlog.changes.reading import Piece, pieces
@@ -44,6 +45,20 @@ class Chunk:
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    def take(self, which: npt.NDArray[np.bool_]) -> Chunk:
+        """The records where the mask is true."""
+        old = self.old
+        return Chunk(
+            schema=self.schema,
+            offsets=self.offsets[which],
+            ops=self.ops[which],
+            data=self.data,
+            new=Rows(starts=self.new.starts[:, which], lengths=self.new.lengths[:, which]),
+            old=None
+            if old is None
+            else Rows(starts=old.starts[:, which], lengths=old.lengths[:, which]),
+        )
 
     def slice(self, start: int, stop: int) -> Chunk:
         """The records at the places `[start, stop)`."""
@@ -85,18 +100,18 @@ class Part(NamedTuple):
     steps: list[Step]
 
 
+Read: TypeAlias = Callable[[int, int, Holds | None], Iterator[Part]]
+"""Reads the parts of `[start, stop)`; with a `Holds`, only of entries that have wanted offsets."""
+
+
 class Steps:
-    """Walks the records of one relation of a captured stream.
+    """Walks what `read` brings: the records of one relation, or of an event stream.
 
     Not thread safe while `keep` is on; afterwards it may be walked by several threads.
     """
 
-    def __init__(
-        self, engine: Engine, history: SchemaHistory, relation: int, *, keep_bytes: int
-    ) -> None:
-        self._engine = engine
-        self._history = history
-        self._relation = relation
+    def __init__(self, read: Read, *, keep_bytes: int) -> None:
+        self._read_parts = read
         self._kept: deque[Part] = deque()
         self._kept_bytes = 0
         self._kept_from: int | None = None
@@ -131,18 +146,8 @@ class Steps:
         self._kept_bytes, self._kept_from = 0, None
 
     def _read(self, start: int, stop: int, holds: Holds | None) -> Iterator[Part]:
-        if start >= stop:
-            return
-        found = pieces(
-            self._engine,
-            self._history,
-            start,
-            stop,
-            selection=lambda schema: schema.relation == self._relation,
-            holds=holds,
-        )
-        for piece in found:
-            yield _part(piece, piece.offsets[0], min(piece.entry.stop, stop))
+        if start < stop:
+            yield from self._read_parts(start, stop, holds)
 
     def _remember(self, part: Part) -> None:
         if self._keep_bytes <= 0:
@@ -155,6 +160,24 @@ class Steps:
             gone = self._kept.popleft()
             self._kept_bytes -= _nbytes(gone)
             self._kept_from = gone.stop
+
+
+def relation_parts(engine: Engine, history: SchemaHistory, relation: int) -> Read:
+    """Reads the records of one relation of a captured stream."""
+
+    def read(start: int, stop: int, holds: Holds | None) -> Iterator[Part]:
+        found = pieces(
+            engine,
+            history,
+            start,
+            stop,
+            selection=lambda schema: schema.relation == relation,
+            holds=holds,
+        )
+        for piece in found:
+            yield _part(piece, piece.offsets[0], min(piece.entry.stop, stop))
+
+    return read
 
 
 def _part(piece: Piece, start: int, stop: int) -> Part:

@@ -12,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from eventlog.changes.split import Places
-from eventlog.snapshots.state.hashing import Hashes
+from eventlog.snapshots.state.hashing import NUMBER, Hashes
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
+
+_SPARSE = 3
+"""Keys that are numbers are looked up in a table of at most so many places for each event."""
 
 
 class Grouped(NamedTuple):
@@ -30,7 +33,7 @@ def grouped(hashes: Hashes) -> Grouped:
     bits = max(count.bit_length(), 1)
     low = np.uint64((1 << bits) - 1)
     # The upper bits of the hash and the place in one word: a plain sort is the fastest there is.
-    packed = np.sort((hashes.first & ~low) | np.arange(count, dtype=np.uint64))
+    packed = np.sort((hashes.spread() & ~low) | np.arange(count, dtype=np.uint64))
     order = (packed & low).astype(np.int64)
     same = _same(hashes, order)
     prefix = packed >> np.uint64(bits)
@@ -46,6 +49,22 @@ def latest(found: Grouped, numbers: Places) -> Places:
     last = np.ones(len(found.first), np.bool_)
     last[:-1] = found.first[1:]
     places = found.order[last]
+    kept: Places = places[(numbers[places] & 1) == 1]
+    return kept
+
+
+def latest_numbers(hashes: Hashes, numbers: Places) -> Places | None:
+    """As `latest`, without sorting; None where keys are no numbers, or too far from each other."""
+    count = len(numbers)
+    if not count or (hashes.second != NUMBER).any():
+        return None
+    low, high = hashes.first.min(), hashes.first.max()
+    if int(high - low) >= _SPARSE * count:
+        return None
+    last = np.full(int(high - low) + 1, -1, np.int64)
+    # Of several values for one place the last one stays.
+    last[hashes.first - low] = np.arange(count)
+    places = last[last >= 0]
     kept: Places = places[(numbers[places] & 1) == 1]
     return kept
 

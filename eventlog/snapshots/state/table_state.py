@@ -20,7 +20,7 @@ from eventlog.snapshots.state.moves import Moves
 from eventlog.snapshots.state.row_pass import RowPass, Source
 from eventlog.snapshots.state.span import Budget
 from eventlog.snapshots.state.state_rows import StateRows, batched
-from eventlog.snapshots.state.steps import Steps
+from eventlog.snapshots.state.steps import Read, Steps, relation_parts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -139,7 +139,24 @@ def table_state(
 ) -> TableState:
     """Fold the relation of `version` up to `stop`, from the state of `base` on."""
     low, _ = engine.bounds(history.stream)
-    steps = Steps(engine, history, version.relation, keep_bytes=KEEP_BYTES)
+    read = relation_parts(engine, history, version.relation)
+    return folded(
+        read, version, low=low, stop=stop, base=base, as_inserts=as_inserts, progress=progress
+    )
+
+
+def folded(
+    read: Read,
+    version: Schema,
+    *,
+    low: int,
+    stop: int,
+    base: Checkpoint | None = None,
+    as_inserts: bool = False,
+    progress: Progress | None = None,
+) -> TableState:
+    """Fold what `read` brings of `[low, stop)`, from the state of `base` on, under `version`."""
+    steps = Steps(read, keep_bytes=KEEP_BYTES)
     source = Source(base=base, steps=steps, start=low if base is None else base.offset)
     found = LivePass(
         source,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from eventlog.changes.gathering import gathered
 from eventlog.changes.split import Texts
-from eventlog.snapshots.state.state_rows import gathered
 
 _GAPS_BYTES_MAX = (1 << 31) - 1
 
