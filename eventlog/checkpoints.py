@@ -12,6 +12,7 @@ from eventlog.changes.change_view import source_codec
 from eventlog.changes.schema import Schema
 from eventlog.changes.schemas import SchemaHistory
 from eventlog.changes.table_choice import named_at
+from eventlog.changes.table_name import TableName
 from eventlog.engine import Engine
 from eventlog.errors import EnvironmentFault, SnapshotRefused, UsageError
 from eventlog.snapshots.state.checkpoint_folder import CheckpointFolder, Stored
@@ -21,7 +22,10 @@ from eventlog.snapshots.state.live_pass import Progress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointInfo:
-    """A checkpoint of a table, called as it is now; None where its name is another's by now."""
+    """A checkpoint of a table, called as it is now; None where its name is another's by now.
+
+    `table` is a name as users write it, parts quoted as in SQL.
+    """
 
     stream: str
     table: str | None
@@ -65,7 +69,7 @@ def make(
         except SnapshotRefused as error:
             if table is not None:
                 raise
-            refused[schema.table] = str(error)
+            refused[_called(schema)] = str(error)
             continue
         except OSError as error:
             raise EnvironmentFault(
@@ -73,7 +77,7 @@ def make(
                 hint="the log's directory must be writable, and have room",
             ) from error
         if not written:
-            refused[schema.table] = f"its state at offset {stop} cannot be kept"
+            refused[_called(schema)] = f"its state at offset {stop} cannot be kept"
     return Checkpointed(checkpoints=listed(engine, history), refused=refused)
 
 
@@ -103,7 +107,7 @@ def listed(engine: Engine, history: SchemaHistory) -> tuple[CheckpointInfo, ...]
 
 
 def _infos(history: SchemaHistory, end: int, found: list[Stored]) -> tuple[CheckpointInfo, ...]:
-    tables = {schema.relation: schema.table for schema in history.in_force(end).values()}
+    tables = {schema.relation: _called(schema) for schema in history.in_force(end).values()}
     infos = [
         CheckpointInfo(
             stream=history.stream,
@@ -114,6 +118,10 @@ def _infos(history: SchemaHistory, end: int, found: list[Stored]) -> tuple[Check
         for each in found
     ]
     return tuple(sorted(infos, key=lambda each: (each.table or "", each.offset)))
+
+
+def _called(schema: Schema) -> str:
+    return str(TableName(schema=schema.namespace, name=schema.name))
 
 
 def _tables(history: SchemaHistory, stop: int, table: str | None) -> list[Schema]:

@@ -171,7 +171,7 @@ def test_files_with_new_checksums_are_held_against_the_manifest(tmp_path: Path) 
     assert rewritten(folder, f"texts/{name}", texts) == [], "its bytes as a file do not matter"
     folder = copied(tmp_path / "fewer")
     assert rewritten(folder, f"texts/{name}", texts.slice(1)) == [
-        "table shop.public.orders: it has 1 rows, and the manifest 2"
+        "table shop.public.orders: it has 1 row, and the manifest 2"
     ]
     folder = copied(tmp_path / "other")
     changed = texts.set_column(2, "c1", pa.array([b"9.99", b"13.00"], pa.large_binary()))
@@ -180,7 +180,7 @@ def test_files_with_new_checksums_are_held_against_the_manifest(tmp_path: Path) 
     ]
     folder = copied(tmp_path / "typed")
     typed = parquet.read_table(folder / name)
-    assert "has 1 rows" in rewritten(folder, name, typed.slice(1))[0]
+    assert "has 1 row," in rewritten(folder, name, typed.slice(1))[0]
     moved = typed.set_column(0, "_offset", pa.array([1, 6]))
     assert "their offsets differ" in rewritten(copied(tmp_path / "moved"), name, moved)[0]
     folder = copied(tmp_path / "columns")
@@ -221,7 +221,7 @@ def test_a_failure_leaves_nothing(saved: Any, folder: Path) -> None:
         pytest.raises(EnvironmentFault, match="No space left"),
     ):
         write_bundle(saved, folder)
-    assert list(folder.parent.iterdir()) == []
+    assert not folder.parent.exists(), "what was made above it goes, too"
 
 
 def test_rows_that_are_not_the_manifests_make_no_bundle(
@@ -234,7 +234,7 @@ def test_rows_that_are_not_the_manifests_make_no_bundle(
     clicks.retain(below=2)
     with pytest.raises(UsageError, match="is not what was saved any more"):
         write_bundle(log.load_snapshot(tmp_path / "m.json"), folder)
-    assert list(folder.parent.iterdir()) == []
+    assert not folder.parent.exists()
 
 
 def test_values_that_do_not_fit_are_refused_cast_or_counted(

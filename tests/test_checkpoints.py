@@ -397,10 +397,23 @@ def test_the_command_stores_lists_and_drops(
         ("public.users", 2),
     ]
     assert "dropped: public.users" in run("--drop", "--table", "users")
-    assert "dropped 1 checkpoints" in run("--drop")
+    assert "dropped 1 checkpoint of" in run("--drop")
     assert files(log) == []
     failed = CliRunner().invoke(
         cli, ["checkpoint", "shop", "--table", "no", "--log", str(log.path)]
     )
     assert failed.exit_code != 0
     assert "there is public.orders" in str(getattr(failed.exception, "hint", failed.output))
+
+
+def test_names_are_told_as_they_are_asked_for(log: eventlog.Log, shop: MadeSource) -> None:
+    odd = shop.table('Odd "one"', *COLUMNS, namespace="My.schema")
+    shop.commit(insert(odd, 1, 1, "x"))
+    name = '"My.schema"."Odd ""one"""'
+    for words in ([], ["--table", name], ["--drop"]):
+        done = CliRunner().invoke(cli, ["checkpoint", "shop", *words, "--log", str(log.path)])
+        assert done.exit_code == 0 and f"{name} as of offset 1: " in done.output, done.output
+        assert "1 checkpoint of 'shop', " in done.output
+    lost = shop.table("Lost", column("a"), identity="n", inserts_only=True, relation=9)
+    shop.commit(insert(lost, "x"))
+    assert list(log.stream("shop").checkpoint().refused) == ['public."Lost"']

@@ -165,7 +165,7 @@ def test_index_builds_shows_and_drops(log: eventlog.Log, run: Run) -> None:
     size = shown.pop("bytes")
     assert size > 0
     assert shown == {"stream": "shop", "start": 0, "stop": 6, "entries": 7, "runs": 1}
-    assert "offsets [0, 6) of shop: 7 entries in 1 files" in run("index", "shop").stdout
+    assert "offsets [0, 6) of shop: 7 entries in 1 file of " in run("index", "shop").stdout
     assert objects(run("index", "shop", "--drop", "--json")) == [{"stream": "shop", "removed": 1}]
     assert list((log.path / "derived" / "keys" / "shop").glob("*.run")) == []
     assert run("index", "shop", "--drop").stdout == "removed 0 files\n"

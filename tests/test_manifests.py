@@ -162,8 +162,15 @@ def test_the_file_is_private_and_whole_or_not_there(filled: eventlog.Log, path: 
         filled.snapshot("shop", at=3).save(path, pin=True)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.glob(".*")] == []
-    with pytest.raises(EnvironmentFault):
-        filled.snapshot("shop").save(path.parent / "missing" / "m.json")
+    with pytest.raises(EnvironmentFault, match="Not a directory"):
+        filled.snapshot("shop").save(path / "in" / "m.json")
+    filled.snapshot("shop").save(path.parent / "made" / "for it" / "m.json")
+    with (
+        mock.patch.object(os, "replace", side_effect=OSError(28, "No space left on device")),
+        pytest.raises(EnvironmentFault),
+    ):
+        filled.snapshot("shop").save(path.parent / "not" / "for it" / "m.json")
+    assert not (path.parent / "not").exists(), "folders made for nothing go again"
 
 
 def test_columns_and_ways_of_reading_are_part_of_it(
@@ -283,7 +290,7 @@ def test_what_does_not_fit_a_transform_says_how_to_leave_it_out(
     shop.commit(insert(orders, 1, 10, "a", "NaN"))
     with pytest.raises(ValueDoesNotFit, match="a transform is given typed values") as refused:
         log.snapshot("shop").save(path, transform=Doubled())
-    assert "columns={'public.t'" in refused.value.hint and "cast" not in refused.value.hint
+    assert "columns={'public.t'" in refused.value.hint and "--unfit null" in refused.value.hint
     some = {"public.orders": ["id", "n", "note"]}
     assert log.snapshot("shop").save(path, transform=Doubled(), columns=some)
     assert verified(log, path, transform=Doubled())
@@ -486,7 +493,7 @@ def test_rows_that_retention_took_away_are_said_to_be_dropped(
     clicks.retain(below=2)
     found = verified(log, path)
     assert not found
-    assert "has 1 rows, and was saved with 2" in found.reasons[0]
+    assert "has 1 row, and was saved with 2" in found.reasons[0]
     assert "offsets [0, 2) of stream 'clicks' were dropped" in found.reasons[1]
     assert verified(log, only_new), "it needs nothing of what is gone"
 

@@ -196,7 +196,7 @@ def test_what_cannot_be_compared_is_refused(
     (table,) = b.manifest.tables
     wrong = replace(table, stored=replace(table.stored, rows=7))
     false = Saved(log.engine, log.snapshot, replace(b.manifest, tables=(wrong,)))
-    with pytest.raises(UsageError, match="has 1 rows, and was saved with 7") as caught:
+    with pytest.raises(UsageError, match="has 1 row, and was saved with 7") as caught:
         diff(log.engine, a, false)
     assert "eventlog snapshot verify" in caught.value.hint
 

@@ -678,6 +678,6 @@ def test_a_query_that_is_interrupted_is_no_failure_of_duckdb(
     import duckdb
 
     kind = RuntimeError if words.startswith("Query") else duckdb.InterruptException
-    broken = mock.patch("eventlog.snapshots.sql.query._answer", side_effect=kind(words))
+    broken = mock.patch("eventlog.snapshots.sql.query.answer", side_effect=kind(words))
     with broken, pytest.raises(KeyboardInterrupt):
         log.snapshot("shop").sql("select 1")

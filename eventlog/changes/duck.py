@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     import duckdb
 
 
-def locked_connection(*, threads: int, spill_dir: str = "") -> duckdb.DuckDBPyConnection:
+def locked_connection(
+    *, threads: int, spill_dir: str = "", memory_bytes: int | None = None
+) -> duckdb.DuckDBPyConnection:
     """An in-memory database that reaches nothing but what is registered with it.
 
-    What outgrows memory goes to `spill_dir`, the one directory that it may write to; without one,
-    such a query fails. With one thread, equal queries over equal rows give equal results, the order
-    of rows and the last digit of a sum included. A connection belongs to one thread.
+    What outgrows `memory_bytes` (most of the machine's, where it is not named) goes to `spill_dir`,
+    the one directory that it may write to; without one, such a query fails. With one thread, equal
+    queries over equal rows give equal results, the order of rows and the last digit of a sum
+    included. A connection belongs to one thread.
     """
     import duckdb
 
@@ -38,6 +41,8 @@ def locked_connection(*, threads: int, spill_dir: str = "") -> duckdb.DuckDBPyCo
         "temp_directory": spill_dir,
         "threads": str(threads),
     }
+    if memory_bytes is not None:
+        config["memory_limit"] = f"{memory_bytes}B"
     connection = duckdb.connect(config=config)
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET lock_configuration = true")

@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them: `3d`, `90m`, `10GB`."""
+"""Quantities as people write them: durations, sizes, numbers of things: `3d`, `10GB`, `2 rows`."""
 
 from __future__ import annotations
 
@@ -47,3 +47,14 @@ def byte_count(size: str | int) -> int:
     base = 1024 if found[3] else 1000
     power = " kmgt".index(found[2].lower() or " ")
     return int(float(found[1]) * base**power)
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things: `1 row`, `2,000 rows`, `1 batch`, `3 batches`, `2 entries`."""
+    if count == 1:
+        return f"1 {noun}"
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        noun = f"{noun[:-1]}ie"
+    elif noun.endswith(("s", "x", "ch", "sh")):
+        noun += "e"
+    return f"{count:,} {noun}s"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 
+from eventlog.changes.quantities import counted
 from eventlog.cli.options import json_option, log_option, open_log
 from eventlog.cli.printing import write_json
 from eventlog.codecs.events import UnsuitableValue
@@ -87,8 +88,10 @@ def append(
         write_json(found if id_field is None else {**found, "known": storing.known})
     else:
         where = "" if storing.last is None else f", the last at offset {storing.last}"
-        known = "" if id_field is None else f", {storing.known:,} were there already"
-        click.echo(f"stored {storing.stored:,} events in {stream!r}{where}{known}")
+        were = "was" if storing.known == 1 else "were"
+        known = "" if id_field is None else f", {storing.known:,} {were} there already"
+        stored = counted(storing.stored, "event")
+        click.echo(f"stored {stored} in {stream!r}{where}{known}")
 
 
 class Storing:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from eventlog.changes.quantities import counted
 from eventlog.cli.options import json_option, log_option, open_log
 from eventlog.cli.printing import one_line, write_json
 from eventlog.cli.progress import bar
@@ -32,4 +33,5 @@ def backup(directory: Path, log_dir: Path, as_json: bool) -> None:
     if as_json:
         write_json({"backup": str(directory), "records": done.records, "bytes": done.bytes})
     else:
-        click.echo(one_line(f"{directory} holds {done.records:,} records, {done.bytes:,} bytes"))
+        held = f"{counted(done.records, 'record')}, {counted(done.bytes, 'byte')}"
+        click.echo(one_line(f"{directory} holds {held}"))

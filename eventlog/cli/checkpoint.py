@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from eventlog.changes.quantities import counted
 from eventlog.cli.options import json_option, log_option, open_log
 from eventlog.cli.printing import write_json
 from eventlog.cli.progress import bar
@@ -41,8 +42,10 @@ def checkpoint(stream: str, table: str | None, drop: bool, log_dir: Path, as_jso
     for each in done.checkpoints:
         name = each.table or "a table that is gone"
         verb = "dropped: " if drop else ""
-        click.echo(f"{verb}{name} as of offset {each.offset}: {each.bytes:,} bytes")
+        click.echo(f"{verb}{name} as of offset {each.offset}: {counted(each.bytes, 'byte')}")
     for name, reason in done.refused.items():
         click.echo(f"{name} has none: {reason}")
-    verb = "dropped" if drop else "there are"
-    click.echo(f"{verb} {len(done.checkpoints)} checkpoints of {stream!r}, {done.bytes:,} bytes")
+    count = len(done.checkpoints)
+    verb = "dropped" if drop else "there is" if count == 1 else "there are"
+    size = counted(done.bytes, "byte")
+    click.echo(f"{verb} {counted(count, 'checkpoint')} of {stream!r}, {size}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from eventlog.changes.quantities import counted
 from eventlog.cli.options import json_option, log_option
 from eventlog.cli.printing import one_line, write_json
 from eventlog.cli.progress import bar
@@ -30,7 +31,9 @@ def compact(log_dir: Path, as_json: bool) -> None:
         write_json(dataclasses.asdict(done))
         return
     gained = done.bytes_before - done.bytes_after
-    said = f"gave back {gained:,} bytes" if gained > 0 else "there was nothing to give back"
+    said = (
+        f"gave back {counted(gained, 'byte')}" if gained > 0 else "there was nothing to give back"
+    )
     click.echo(
         one_line(f"{log_dir}: {said}; {done.bytes_before:,} before, {done.bytes_after:,} now")
     )

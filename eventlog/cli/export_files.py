@@ -4,13 +4,11 @@
 
     .parquet   Parquet, with the source's type names in each field's metadata
     .arrow     the Arrow IPC file format, as well with them
-    .csv       a line of names; null is an empty field, an empty text is ""; what CSV has no form
-               for is text: bytes as \\x…, lists as JSON
+    .csv       a line of names, then the values as `csv_lines` writes them
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -22,11 +20,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".parquet", ".csv", ".arrow")
 
 
-def write_table(table: pa.Table, out: Path) -> None:
-    """Write a table in the format of the file's suffix; see `write_pieces`."""
-    write_pieces(iter([table]), out)
-
-
 def write_pieces(pieces: Iterator[pa.Table], out: Path) -> int:
     """Write tables of one schema, one behind the other, in the format of the file's suffix.
 
@@ -36,14 +29,12 @@ def write_pieces(pieces: Iterator[pa.Table], out: Path) -> int:
     """
     from eventlog.snapshots.whole_file import whole_file
 
-    hint = "name a file with --out in a directory that is there, writable, and has room"
+    hint = "name a file with --out in a directory that you may write, on a disk that has room"
     with whole_file(out, hint=hint) as file:
         return _write(pieces, file, out.suffix)
 
 
 def _write(pieces: Iterator[pa.Table], file: IO[bytes], suffix: str) -> int:
-    if suffix == ".csv":
-        pieces = map(_as_text, pieces)
     first = next(pieces)
     rows = 0
     with _writer(first.schema, file, suffix) as writer:
@@ -62,33 +53,6 @@ def _writer(schema: pa.Schema, file: IO[bytes], suffix: str) -> Any:
         from pyarrow import ipc
 
         return ipc.new_file(file, schema)
-    from pyarrow import csv
+    from eventlog.cli.csv_lines import CsvLines
 
-    return csv.CSVWriter(file, schema)
-
-
-def _as_text(table: pa.Table) -> pa.Table:
-    """The table with text in place of what CSV has no form for."""
-    import pyarrow as pa
-    from pyarrow import types
-
-    for place, field in enumerate(table.schema):
-        if types.is_binary(field.type) or types.is_list(field.type):
-            texts = [_text(value) for value in table.column(place).to_pylist()]
-            table = table.set_column(place, field.name, pa.array(texts, pa.string()))
-    return table
-
-
-def _text(value: bytes | list[Any] | None) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, bytes):
-        return "\\x" + value.hex()
-    return json.dumps(value, ensure_ascii=False, default=_item)
-
-
-def _item(value: Any) -> str:
-    """An item of a list that JSON has no form for."""
-    if isinstance(value, bytes):
-        return "\\x" + value.hex()
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+    return CsvLines(schema, file)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from eventlog.changes.quantities import counted
 from eventlog.cli.options import json_option, log_option, open_log
 from eventlog.cli.printing import write_json, write_lines
 from eventlog.cli.progress import bar
@@ -47,7 +48,7 @@ def index(stream: str, follow: bool, drop: bool, log_dir: Path, as_json: bool) -
             if as_json:
                 write_json({"stream": stream, "removed": removed})
             else:
-                write_lines([f"removed {removed} files"])
+                write_lines([f"removed {counted(removed, 'file')}"])
             return
         told = Event()
         with bar("indexing keys") as progress:
@@ -73,7 +74,7 @@ def _follow(log: Log, stream: str, keys: KeyIndex, told: Any) -> None:
 
 def _show(log: Log, stream: str, keys: KeyIndex, *, as_json: bool) -> None:
     runs = keys.runs()
-    found = {
+    found: dict[str, Any] = {
         "stream": stream,
         "start": runs[0].start if runs else log.stream(stream).start,
         "stop": runs[-1].stop if runs else log.stream(stream).start,
@@ -86,7 +87,8 @@ def _show(log: Log, stream: str, keys: KeyIndex, *, as_json: bool) -> None:
     else:
         write_lines(
             [
-                f"offsets [{found['start']}, {found['stop']}) of {stream}: {found['entries']:,} "
-                f"entries in {found['runs']} files of {found['bytes']:,} bytes"
+                f"offsets [{found['start']}, {found['stop']}) of {stream}: "
+                f"{counted(found['entries'], 'entry')} in {counted(found['runs'], 'file')} of "
+                f"{counted(found['bytes'], 'byte')}"
             ]
         )

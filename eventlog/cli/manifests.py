@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from eventlog.changes.quantities import counted
 from eventlog.cli.manifest_diff import diff
-from eventlog.cli.options import conversion_options, json_option, log_option, open_log
-from eventlog.cli.printing import Columns, counted, one_line, write_json
+from eventlog.cli.options import (
+    conversion_options,
+    json_option,
+    log_option,
+    open_log,
+    saved_conversion_options,
+)
+from eventlog.cli.printing import Columns, one_line, write_json, write_lines
 from eventlog.cli.progress import bar
 
 if TYPE_CHECKING:
     from eventlog.changes.arrow import Unfit
     from eventlog.engine.pins import PinRow
-    from eventlog.snapshots.manifests.manifest import Manifest
+    from eventlog.snapshots.manifests.manifest import Manifest, SavedConversion
     from eventlog.snapshots.manifests.transformed import Transform
 
 _TABLE = re.compile(r"(.+?)\(([^()]*)\)")
@@ -120,6 +127,7 @@ def _loaded(transform: str | None) -> Transform | None:
     help="Take what the log holds even where it is known not to be the table's state.",
 )
 @transform_option
+@conversion_options
 @log_option
 @json_option
 def create(
@@ -131,13 +139,16 @@ def create(
     as_inserts: bool,
     as_is: bool,
     transform: str | None,
+    casts: dict[str, str],
+    unfit: Unfit,
     log_dir: Path,
     as_json: bool,
 ) -> None:
     """Write down a snapshot: a small file that names streams, cuts and tables, and their digests.
 
     With it the same rows can be made again, and proven equal to the byte, as long as the log has
-    them. A cut inside a transaction is moved back to where that starts.
+    them. A cut inside a transaction is moved back to where that starts. --cast and --unfit are of
+    what the transform is given, and are written down with it.
     """
     unknown = starts.keys() - cuts.keys()
     if unknown:
@@ -155,6 +166,8 @@ def create(
                 pin=pin,
                 as_inserts=as_inserts,
                 as_is=as_is,
+                cast=casts,
+                unfit=unfit,
                 progress=progress,
             )
     _print_manifest(manifest, as_json=as_json, out=str(out), pinned=pin)
@@ -215,7 +228,7 @@ def verify(
 @click.command(epilog="Example: eventlog snapshot bundle train.json --out train-data")
 @click.argument("manifest", type=_FILE)
 @click.option("--out", required=True, type=_FILE, help="The folder to make: new, or empty.")
-@conversion_options
+@saved_conversion_options
 @transform_option
 @log_option
 @json_option
@@ -223,7 +236,7 @@ def bundle(
     manifest: Path,
     out: Path,
     casts: dict[str, str],
-    unfit: Unfit,
+    unfit: Unfit | None,
     transform: str | None,
     log_dir: Path,
     as_json: bool,
@@ -237,7 +250,9 @@ def bundle(
     given = _loaded(transform)
     with open_log(log_dir) as log, bar("reading") as progress:
         saved = log.load_snapshot(manifest)
-        done = write_bundle(saved, out, transform=given, cast=casts, unfit=unfit, progress=progress)
+        done = write_bundle(
+            saved, out, transform=given, cast=casts or None, unfit=unfit, progress=progress
+        )
     if as_json:
         write_json(
             {
@@ -315,6 +330,8 @@ def _print_manifest(manifest: Manifest, *, as_json: bool, **more: Any) -> None:
     if manifest.transform is not None:
         made = manifest.transform
         click.echo(one_line(f"transform {made.name}, version {made.version}, {made.digest}"))
+        if made.conversion is not None:
+            write_lines(map(one_line, _converted(made.conversion)))
     columns = Columns("table", "rows", "columns", "bytes", "digest")
     columns.write(
         [
@@ -326,6 +343,15 @@ def _print_manifest(manifest: Manifest, *, as_json: bool, **more: Any) -> None:
         ]
         for table in manifest.tables
     )
+
+
+def _converted(conversion: SavedConversion) -> list[str]:
+    """What the transform was given."""
+    lines = [f"cast {column} to {kind}" for column, kind in conversion.cast.items()]
+    return lines + [
+        f"{column}: null for {counted(count, 'value')} that did not fit"
+        for column, count in conversion.dropped.items()
+    ]
 
 
 COMMANDS = (create, show, verify, diff, bundle, pins)

@@ -40,6 +40,15 @@ def json_option(function: Function) -> Function:
 
 def conversion_options(function: Function) -> Function:
     """`--cast` and `--unfit`, passed on as `casts`, a mapping, and `unfit`."""
+    return _conversion(function, default="raise")
+
+
+def saved_conversion_options(function: Function) -> Function:
+    """The same, where a manifest may say it already: `unfit` is None unless given."""
+    return _conversion(function, default=None)
+
+
+def _conversion(function: Function, *, default: str | None) -> Function:
     cast = click.option(
         "--cast",
         "casts",
@@ -51,8 +60,8 @@ def conversion_options(function: Function) -> Function:
     unfit = click.option(
         "--unfit",
         type=click.Choice(["raise", "null"]),
-        default="raise",
-        show_default=True,
+        default=default,
+        show_default=default or "as saved",
         help="What a value does that does not fit its column's type.",
     )
     return cast(unfit(function))

@@ -82,11 +82,6 @@ class Columns:
         return _cut(line, self._limit) if self._limit and _width(line) > self._limit else line
 
 
-def counted(count: int, noun: str) -> str:
-    """A number of things: `1 row`, `2,000 rows`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def one_line(text: str) -> str:
     """Text without line ends and without what could steer a terminal."""
     if text.isprintable():

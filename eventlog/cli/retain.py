@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from eventlog.changes.quantities import counted
 from eventlog.cli.options import json_option, log_option, open_log
 from eventlog.cli.printing import write_json
 from eventlog.cli.progress import bar
@@ -60,7 +61,7 @@ def retain(
         return
     verb = "would drop" if dry_run else "dropped"
     click.echo(
-        f"{verb} {done.offsets:,} offsets, {done.bytes:,} bytes of {stream!r}; "
+        f"{verb} {counted(done.offsets, 'offset')}, {counted(done.bytes, 'byte')} of {stream!r}; "
         f"it holds [{done.start}, {done.end})"
     )
     if done.held_by:

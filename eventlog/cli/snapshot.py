@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from eventlog.changes.quantities import counted
 from eventlog.cli.export_files import SUFFIXES, write_pieces
 from eventlog.cli.manifests import COMMANDS
 from eventlog.cli.options import conversion_options, json_option, log_option, open_log
-from eventlog.cli.printing import counted, write_json
+from eventlog.cli.printing import write_json
 from eventlog.cli.progress import bar
 from eventlog.errors import UsageError
 

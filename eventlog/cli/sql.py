@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import io
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from eventlog.cli.export_files import SUFFIXES, write_table
+from eventlog.changes.quantities import counted
+from eventlog.cli.export_files import SUFFIXES, write_pieces
 from eventlog.cli.options import conversion_options, json_option, log_option, open_log
-from eventlog.cli.printing import Columns, counted, one_line, write_json, write_lines
+from eventlog.cli.printing import Columns, one_line, write_json, write_lines
 from eventlog.cli.progress import bar
 from eventlog.errors import UsageError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from eventlog.changes.arrow import Unfit
     from eventlog.changes.cut import Cut
     from eventlog.log import Log
@@ -90,6 +89,13 @@ def _asked(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
     show_default=True,
     help="More are faster, and may order rows and round sums of floats otherwise each time.",
 )
+@click.option(
+    "--memory-limit",
+    metavar="SIZE",
+    default="1GiB",
+    show_default=True,
+    help="What the query may take, as in 4GB; what outgrows it lies on disk meanwhile, in $TMPDIR.",
+)
 @log_option
 @json_option
 def sql(
@@ -102,6 +108,7 @@ def sql(
     as_is: bool,
     as_inserts: bool,
     threads: int,
+    memory_limit: str,
     log_dir: Path,
     as_json: bool,
 ) -> None:
@@ -123,13 +130,14 @@ def sql(
             as_is=as_is,
             as_inserts=as_inserts,
             threads=threads,
+            memory_limit=memory_limit,
             progress=progress,
             **others,
         )
     if out is not None:
         _write_file(result, out)
     if as_json:
-        write_json(_object(result, out))
+        _print_object(result, out)
         return
     _say(result)
     if out is not None:
@@ -163,14 +171,21 @@ def _snapshots(log: Log, cuts: Sequence[Asked]) -> tuple[Any, dict[str, Any]]:
     return log.snapshot(own), others
 
 
-def _object(result: Result, out: Path | None) -> dict[str, Any]:
+def _print_object(result: Result, out: Path | None) -> None:
+    """Print all as one object; its rows as they are read."""
     found: dict[str, Any] = {"cuts": {n: _cut(c) for n, c in result.cuts.items()}}
     found["columns"] = result.columns
     if result.unfit:
         found["unfit"] = result.unfit
-    if out is None:
-        return {**found, "rows": result.as_json()}
-    return {**found, "rows": result.num_rows, "out": str(out)}
+    if out is not None:
+        write_json({**found, "rows": result.num_rows, "out": str(out)})
+        return
+    write = sys.stdout.write
+    write(json.dumps(found, ensure_ascii=False)[:-1] + ', "rows": [')
+    for place, line in enumerate(result.json_lines()):
+        write(line if place == 0 else ", " + line)
+    write("]}\n")
+    sys.stdout.flush()
 
 
 def _cut(cut: Cut) -> dict[str, Any]:
@@ -185,7 +200,8 @@ def _say(result: Result) -> None:
         time = "" if cut.time is None else f" ({cut.time.isoformat()})"
         click.echo(one_line(f"{name}{stream} as of offset {cut.stop}{time}"), err=True)
     for column, count in result.unfit.items():
-        click.echo(one_line(f"{column}: {count:,} values did not fit and are null"), err=True)
+        dropped = f"{column}: null for {counted(count, 'value')} that did not fit"
+        click.echo(one_line(dropped), err=True)
 
 
 def _print(result: Result, form: str) -> None:
@@ -194,53 +210,33 @@ def _print(result: Result, form: str) -> None:
         columns = Columns(*map(one_line, result.columns), bare=True)
         columns.write(list(row.values()) for row in result.as_json())
     elif form == "ndjson":
-        from eventlog.changes.decoding import json_line
-
-        write_lines(map(json_line, result.as_json()))
+        write_lines(result.json_lines())
     else:
         sys.stdout.flush()
-        sys.stdout.buffer.write(_bytes(result, form))
+        with _writer(result, form, sys.stdout.buffer) as writer:
+            for piece in result.to_batches():
+                writer.write_table(piece)
+        sys.stdout.buffer.flush()
 
 
-def _bytes(result: Result, form: str) -> bytes:
-    buffer = io.BytesIO()
+def _writer(result: Result, form: str, file: IO[bytes]) -> Any:
     if form == "csv":
-        from pyarrow import csv
+        from eventlog.cli.csv_lines import CsvLines
 
-        csv.write_csv(_texts(result.to_arrow()), buffer)
-    else:
-        from pyarrow import ipc
+        return CsvLines(result.schema, file)
+    from pyarrow import ipc
 
-        with ipc.new_stream(buffer, result.to_arrow().schema) as writer:
-            writer.write_table(result.to_arrow())
-    return buffer.getvalue()
+    return ipc.new_stream(file, result.schema)
 
 
 def _write_file(result: Result, out: Path) -> None:
     import pyarrow as pa
 
-    rows = result.to_arrow()
     try:
-        write_table(_texts(rows) if out.suffix == ".csv" else rows, out)
+        write_pieces(result.to_batches(), out)
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
         raise UsageError(
-            f"{out.suffix} files cannot hold the result: {str(error).splitlines()[0]}",
+            f"a file of that kind, {out.suffix}, cannot hold the result: "
+            f"{str(error).splitlines()[0]}",
             hint="cast such columns to text in the query: col::VARCHAR",
         ) from error
-
-
-def _texts(rows: pa.Table) -> pa.Table:
-    """The rows with text in place of what CSV has no form for."""
-    import pyarrow as pa
-
-    from eventlog.changes.decoding import json_line
-    from eventlog.changes.plain import plain_column
-
-    t = pa.types
-    for place, field in enumerate(rows.schema):
-        kind = field.type
-        if t.is_binary(kind) or t.is_nested(kind) or t.is_interval(kind) or t.is_dictionary(kind):
-            values = plain_column(rows.column(place))
-            texts = [v if v is None or isinstance(v, str) else json_line(v) for v in values]
-            rows = rows.set_column(place, field.name, pa.array(texts, pa.string()))
-    return rows

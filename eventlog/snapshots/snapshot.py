@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from eventlog.changes.change_view import ChangeView, source_codec
 from eventlog.changes.cut import Cut
 from eventlog.changes.event_view import EventView
-from eventlog.changes.fold import latest_events
 from eventlog.changes.records import Records
 from eventlog.changes.schema import Schema
 from eventlog.changes.schemas import SchemaHistory
 from eventlog.changes.table_name import TableName
 from eventlog.engine import Engine, StreamKind
 from eventlog.errors import UnknownTable, UsageError
+from eventlog.snapshots.state.event_steps import event_state
 from eventlog.snapshots.state.finding import Cutting, found_state
 from eventlog.snapshots.state.live_pass import Progress
 from eventlog.snapshots.table import EventTable, Table
@@ -101,7 +101,7 @@ class Snapshot:
         """
         part, parsed = self._part(name)
         if parsed is None:
-            return _event_table(self._engine, part)
+            return _event_table(self._engine, part, progress)
         schema = _one(part.history, parsed, part.cut.stop)
         cut = Cutting(engine=self._engine, history=part.history, stop=part.cut.stop, table=schema)
         state = found_state(
@@ -123,6 +123,7 @@ class Snapshot:
         as_is: bool = False,
         as_inserts: bool = False,
         threads: int = 1,
+        memory_limit: str | int = "1GiB",
         progress: Progress | None = None,
         **others: Snapshot,
     ) -> Result:
@@ -137,8 +138,10 @@ class Snapshot:
         Names are `stream.schema.table` (see `eventlog.snapshots.sql.naming`). `cast`, by the names
         of columns, and `unfit` are those of `Table.to_arrow`, `as_is` that of `table`,
         `as_inserts` too, for tables of which only inserts are known. More `threads` are faster,
-        and may order rows, and round sums of floats, otherwise each time. Raises UsageError for a
-        wrong query, UnknownTable, SnapshotRefused.
+        and may order rows, and round sums of floats, otherwise each time. Rows that outgrow
+        `memory_limit` are on disk, in a directory of the query's own; a query that needs more at
+        once fails. Raises UsageError for a wrong query, UnknownTable, SnapshotRefused,
+        EnvironmentFault.
         """
         from eventlog.snapshots.sql.loading import Terms
         from eventlog.snapshots.sql.query import as_snapshots, run
@@ -146,7 +149,14 @@ class Snapshot:
         terms = Terms(
             cast=cast or {}, unfit=unfit, as_is=as_is, as_inserts=as_inserts, progress=progress
         )
-        return run(self, query, as_snapshots(others), terms=terms, threads=threads)
+        return run(
+            self,
+            query,
+            as_snapshots(others),
+            terms=terms,
+            threads=threads,
+            memory_limit=memory_limit,
+        )
 
     def changes(
         self, name: str | None = None, *, columns: Sequence[str] | None = None, fill: bool = False
@@ -179,18 +189,29 @@ class Snapshot:
         as_inserts: bool = False,
         as_is: bool = False,
         columns: Mapping[str, Sequence[str]] | None = None,
+        cast: Mapping[str, str] | None = None,
+        unfit: Unfit = "raise",
         progress: Progress | None = None,
     ) -> Manifest:
         """Read tables, all unless named, and write down what proves them: a manifest.
 
         `tables` may be patterns such as `public.*`; an event stream goes by its name. `columns`
         takes only some columns of a table. `transform` is one of a single table; what it makes is
-        digested, too. With `pin` the log keeps what the manifest needs. Raises UnknownTable,
-        SnapshotRefused, UsageError, EnvironmentFault where the file cannot be written.
+        digested, too. What it is given can be typed by `cast` and `unfit`, as by `Table.to_arrow`;
+        the manifest says so. With `pin` the log keeps what the manifest needs. Raises UnknownTable,
+        SnapshotRefused, UsageError, ValueDoesNotFit where a transform is given what does not fit,
+        EnvironmentFault where the file cannot be written.
         """
+        from eventlog.changes.arrow import Conversion
         from eventlog.snapshots.manifests.saving import Choice, save
 
-        choice = Choice(tables=tables, columns=columns or {}, as_inserts=as_inserts, as_is=as_is)
+        choice = Choice(
+            tables=tables,
+            columns=columns or {},
+            as_inserts=as_inserts,
+            as_is=as_is,
+            conversion=Conversion(cast=dict(cast or {}), unfit=unfit),
+        )
         return save(self, self._engine, path, choice, transform, pin=pin, progress=progress)
 
     def seen(
@@ -255,10 +276,9 @@ class Snapshot:
         return f"<Snapshot {self.stops}>"
 
 
-def _event_table(engine: Engine, part: Part) -> EventTable:
-    low, _ = engine.bounds(part.stream)
-    events = latest_events(EventView(engine, part.stream).items(low, part.cut.stop))
-    return EventTable([event for event in events if event.offset >= (part.start or 0)])
+def _event_table(engine: Engine, part: Part, progress: Progress | None) -> EventTable:
+    state = event_state(engine, part.stream, stop=part.cut.stop, progress=progress)
+    return EventTable(state if part.start is None else state.from_start(part.start), part.stream)
 
 
 def _one(history: SchemaHistory, name: TableName, stop: int) -> Schema:

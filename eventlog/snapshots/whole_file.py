@@ -1,4 +1,8 @@
-"""Files written whole or not at all, readable by their owner alone."""
+"""Files written whole or not at all, readable by their owner alone.
+
+Folders that are missing above an output are made, as those above a log or a backup are, and go
+again where nothing came of it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from typing import IO
 from eventlog.engine.directory import sync_directory
 from eventlog.errors import EnvironmentFault
 
-IN_A_DIRECTORY = "name a file in a directory that is there, writable, and has room"
+IN_A_DIRECTORY = "name a file in a directory that you may write, on a disk that has room"
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -28,21 +32,48 @@ def whole_file(path: Path, *, hint: str = IN_A_DIRECTORY) -> Iterator[IO[bytes]]
     Raises EnvironmentFault with the hint where it cannot be written. Whatever the block raises,
     what was there stays.
     """
-    temporary = None
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_directory(path.parent)
-    except BaseException as error:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise EnvironmentFault(
-                f"{path} cannot be written: {error.strerror or error}", hint=hint
-            ) from error
+        with made_parents(path), _temporary(path) as temporary:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_directory(path.parent)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{path} cannot be written: {error.strerror or error}", hint=hint
+        ) from error
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A file beside `path`, which is gone at the end."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    try:
+        yield Path(name)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+@contextmanager
+def made_parents(path: Path) -> Iterator[None]:
+    """Within it the folders above `path` are there; those that were not go where the block fails.
+
+    Raises OSError.
+    """
+    made: list[Path] = []
+    try:
+        for folder in reversed(path.parents):
+            if not folder.exists():
+                folder.mkdir(exist_ok=True)
+                made.append(folder)
+                sync_directory(folder.parent)
+        yield
+    except BaseException:
+        for folder in reversed(made):
+            with suppress(OSError):  # Somebody else put something there meanwhile.
+                folder.rmdir()
         raise

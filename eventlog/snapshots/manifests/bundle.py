@@ -22,7 +22,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,14 +31,21 @@ import numpy as np
 from eventlog.changes.arrow import Unfit
 from eventlog.engine.directory import sync_directory
 from eventlog.errors import EnvironmentFault, LogExists, UsageError
+from eventlog.snapshots.manifests.described_types import METADATA
 from eventlog.snapshots.manifests.digest import TableDigest
 from eventlog.snapshots.manifests.manifest import SavedTable
 from eventlog.snapshots.manifests.progress_shares import Progress, share
 from eventlog.snapshots.manifests.saved import Saved
 from eventlog.snapshots.manifests.stored_rows import StoredRows, saved_rows
-from eventlog.snapshots.manifests.transformed import Transform, outputs, saved_transform
+from eventlog.snapshots.manifests.transformed import (
+    DECODER,
+    Transform,
+    conversion_of,
+    outputs,
+    saved_transform,
+)
 from eventlog.snapshots.shown_rows import stripped
-from eventlog.snapshots.whole_file import write_whole
+from eventlog.snapshots.whole_file import made_parents, write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,16 +76,19 @@ def write_bundle(
     *,
     transform: Transform | None = None,
     cast: Mapping[str, str] | None = None,
-    unfit: Unfit = "raise",
+    unfit: Unfit | None = None,
     progress: Progress | None = None,
 ) -> Bundled:
     """Write a manifest and the rows of its tables into `directory`, which must be new or empty.
 
     `cast` and `unfit` are those of `Table.to_arrow`, for the typed rows; a column of `cast` counts
-    where a table has it. Raises LogExists where something is in the way, UsageError where the log's
-    rows are not what was saved, ValueDoesNotFit, EnvironmentFault; nothing is left then.
+    where a table has it. Without them, what the manifest's transform was given is written. Raises
+    LogExists where something is in the way, UsageError where the log's rows are not what was saved,
+    ValueDoesNotFit, EnvironmentFault; nothing is left then.
     """
     manifest = saved.manifest
+    given = conversion_of(manifest.transform)
+    cast, unfit = given.cast if cast is None else cast, unfit or given.unfit
     directory = Path(directory).absolute()
     _require_transform(saved, transform)
     counts: dict[str, int] = {}
@@ -88,11 +98,11 @@ def write_bundle(
             name = file_name(table.name)
             _write_texts(rows, table, folder / TEXTS / name)
             names = {column.name for column in rows.columns}
-            casts = {column: kind for column, kind in (cast or {}).items() if column in names}
+            casts = {column: kind for column, kind in cast.items() if column in names}
             pieces = _counting(rows.typed(cast=casts, unfit=unfit), table.name, counts)
             _write_parquet(folder / name, pieces)
             if transform is not None:
-                made = outputs(rows, transform)
+                made = outputs(rows, transform, given)
                 placed = (t.add_column(0, "_offset", offsets) for offsets, t in made)
                 _write_parquet(folder / OUTPUT / name, placed)
         manifest.write(folder / MANIFEST)
@@ -128,7 +138,9 @@ def sha256_of(path: Path) -> str:
 def _require_transform(saved: Saved, transform: Transform | None) -> None:
     before = saved.manifest.transform
     if (before is None) == (transform is None):
-        if transform is None or saved_transform(transform) == before:
+        if transform is None or before is None:
+            return
+        if saved_transform(transform) == replace(before, conversion=None):
             return
         raise UsageError(
             f"transform {transform.name!r} is not the one that the manifest names",
@@ -160,7 +172,10 @@ def _texts(rows: StoredRows, digest: TableDigest) -> Iterator[pa.Table]:
     import pyarrow as pa
 
     names = [f"c{place}" for place in range(len(rows.columns))]
-    schema = pa.schema([("_offset", pa.int64()), *((name, pa.large_binary()) for name in names)])
+    schema = pa.schema(
+        [("_offset", pa.int64()), *((name, pa.large_binary()) for name in names)],
+        metadata={METADATA: rows.described(DECODER).to_bytes()},
+    )
     yield schema.empty_table()
     for offsets, columns in rows.texts():
         digest.add(offsets, columns)
@@ -202,28 +217,33 @@ def _files(folder: Path) -> list[Path]:
 @contextmanager
 def _whole(directory: Path) -> Iterator[Path]:
     """A folder that takes the place of `directory` when all went well, and else is gone."""
-    folder = None
     try:
         if directory.is_symlink() or directory.is_file() or _is_full(directory):
             raise LogExists(
                 f"{directory} is there, and holds something",
                 hint="a bundle is whole: name a new or an empty directory",
             )
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+        with made_parents(directory), _beside(directory) as folder:
+            yield folder
+            for inner in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+                sync_directory(inner)
+            folder.rename(directory)
+            sync_directory(directory.parent)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"the bundle {directory} cannot be written: {error.strerror or error}",
+            hint="name a directory that you may write, on a disk that has room",
+        ) from error
+
+
+@contextmanager
+def _beside(directory: Path) -> Iterator[Path]:
+    """A folder beside the one to come, which is gone on a failure."""
+    folder = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    try:
         yield folder
-        for inner in (folder, *(path for path in folder.iterdir() if path.is_dir())):
-            sync_directory(inner)
-        folder.rename(directory)
-        sync_directory(directory.parent)
-    except BaseException as error:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise EnvironmentFault(
-                f"the bundle {directory} cannot be written: {error.strerror or error}",
-                hint="name a directory that you may write, on a disk that has room",
-            ) from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
         raise
 
 

@@ -19,6 +19,7 @@ from eventlog.changes.change_view import source_codec
 from eventlog.changes.codec import codec
 from eventlog.changes.cut import utc
 from eventlog.changes.decoding import json_value
+from eventlog.changes.quantities import counted
 from eventlog.changes.schemas import places
 from eventlog.engine import Engine
 from eventlog.errors import UnknownTable, UsageError
@@ -150,7 +151,7 @@ class _Side:
         self.rows: StoredRows = saved.rows(table, progress=progress)
         if self.rows.num_rows != table.stored.rows:
             raise UsageError(
-                f"table {table.name} has {self.rows.num_rows:,} rows, and was saved with "
+                f"table {table.name} has {counted(self.rows.num_rows, 'row')}, and was saved with "
                 f"{table.stored.rows:,}",
                 hint="`eventlog snapshot verify` says what differs from the manifest",
             )

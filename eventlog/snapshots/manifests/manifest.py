@@ -20,10 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eventlog.changes.quantities import counted
 from eventlog.errors import BadManifest, UnknownTable
 from eventlog.snapshots.manifests import strict_json
 from eventlog.snapshots.manifests.digest import combined
-from eventlog.snapshots.manifests.strict_json import NotStrict
+from eventlog.snapshots.manifests.strict_json import OPTIONAL, NotStrict
 from eventlog.snapshots.whole_file import write_whole
 
 FORMAT = "eventlog-manifest"
@@ -113,13 +114,29 @@ class SavedTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SavedConversion:
+    """How a transform's input was typed: `cast` and `unfit` as in `Table.to_arrow`.
+
+    `dropped` counts, by column, the values that did not fit and so were null.
+    """
+
+    cast: dict[str, str]
+    unfit: str
+    dropped: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SavedTransform:
-    """A transform by its name, version and source digest; `decoder` made the types it was given."""
+    """A transform by its name, version and source digest; `decoder` made the types it was given.
+
+    `conversion` is there where they are not the declared ones, or where misfits were null.
+    """
 
     name: str
     version: int
     digest: str
     decoder: int
+    conversion: SavedConversion | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,10 +173,11 @@ class Manifest:
 
     def __repr__(self) -> str:
         many = len(self.tables) > _NAMES_SHOWN
-        names = f"{len(self.tables)} tables" if many else ", ".join(t.name for t in self.tables)
+        names = (
+            counted(len(self.tables), "table") if many else ", ".join(t.name for t in self.tables)
+        )
         rows = sum(table.stored.rows for table in self.tables)
-        unit = "row" if rows == 1 else "rows"
-        return f"<Manifest {names}, {rows:,} {unit}, {self.digest[:8]}…>"
+        return f"<Manifest {names}, {counted(rows, 'row')}, {self.digest[:8]}…>"
 
 
 def find_table(manifest: Manifest, name: str) -> SavedTable:
@@ -169,7 +187,9 @@ def find_table(manifest: Manifest, name: str) -> SavedTable:
         found = [table for table in manifest.tables if table.table == f"public.{name}"]
     if len(found) != 1:
         names = ", ".join(table.name for table in manifest.tables)
-        raise UnknownTable(f"the manifest has {len(found)} tables {name!r}", hint=f"it has {names}")
+        raise UnknownTable(
+            f"the manifest has {counted(len(found), 'table')} {name!r}", hint=f"it has {names}"
+        )
     return found[0]
 
 
@@ -230,6 +250,12 @@ def _check(manifest: Manifest) -> None:
         numbers = (stream.retained, stream.start or 0, stream.stop, stream.exclusions or 0)
         if not 0 <= min(numbers) <= max(numbers) < _MAX or (stream.start or 0) > stream.stop:
             raise NotStrict(f"stream {stream.name!r} has no range of offsets")
+    conversion = None if manifest.transform is None else manifest.transform.conversion
+    if conversion is not None:
+        if conversion.unfit not in ("raise", "null"):
+            raise NotStrict(f"misfits are {conversion.unfit!r}, which is not known here")
+        if not (conversion.cast or conversion.unfit == "null"):
+            raise NotStrict("its transform has a conversion that does nothing")
     if not manifest.tables:
         raise NotStrict("it names no table, so it proves nothing")
     for table in manifest.tables:

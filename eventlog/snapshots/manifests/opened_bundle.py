@@ -1,8 +1,9 @@
 """A bundle that was opened: its tables, and the proof that they are the manifest's.
 
 Nothing but the folder is needed. The proof is against the manifest: its digests over the stored
-texts, the offsets and the transform's output, and the checksums of all files. It says that nothing
-was changed by chance or by hand in one place; who writes all of it anew can write another bundle.
+texts, the offsets and the transform's output, and the checksums of all files; typed rows are held
+against the texts, decoded once more. So nothing was changed that the manifest does not say; who
+writes that anew, too, can write another bundle.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eventlog.errors import BadManifest, UnknownColumn, UsageError
+from eventlog.changes.quantities import counted
+from eventlog.errors import BadManifest, CodecNotInstalled, UnknownColumn, UsageError
 from eventlog.snapshots.manifests.bundle import (
     MANIFEST,
     OUTPUT,
@@ -24,6 +29,7 @@ from eventlog.snapshots.manifests.bundle import (
     file_name,
     sha256_of,
 )
+from eventlog.snapshots.manifests.described_types import described
 from eventlog.snapshots.manifests.digest import Digest, TableDigest
 from eventlog.snapshots.manifests.manifest import (
     Manifest,
@@ -33,6 +39,8 @@ from eventlog.snapshots.manifests.manifest import (
     read_manifest,
 )
 from eventlog.snapshots.manifests.progress_shares import Progress
+from eventlog.snapshots.manifests.strict_json import NotStrict
+from eventlog.snapshots.manifests.typed_proof import Taking, TypedProof
 from eventlog.snapshots.manifests.typed_values import add_output, type_text
 from eventlog.snapshots.manifests.verification import Verification
 
@@ -53,6 +61,53 @@ def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
             hint="name the folder that `eventlog snapshot bundle` made",
         )
     return Bundle(path, read_manifest(path / MANIFEST))
+
+
+class _Unreadable(Exception):
+    """A file that cannot be read; nothing more can be said of its table."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(reason if file in reason else f"{file}: {reason}")
+        self.file = file
+
+
+@dataclass(slots=True, kw_only=True)
+class _Found:
+    """What a verification found: wrong, not to be proven, worth knowing; and what would help."""
+
+    reasons: list[str]
+    unproven: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    hint: str = "verify it with the version of eventlog-cdc that made it, or make it again"
+
+    def proof(self, table: SavedTable, metadata: Any, schema: pa.Schema) -> TypedProof | None:
+        """What compares a table's typed rows; None where they cannot be decoded here."""
+        try:
+            return TypedProof(table, described(metadata), schema)
+        except (NotStrict, CodecNotInstalled) as error:
+            self.unproven.append(f"the typed rows of table {table.name} cannot be proven: {error}")
+            return None
+
+    def take_in(self, file: str, proof: TypedProof) -> None:
+        """Tell what a proof that saw all rows has found."""
+        if proof.unknown:
+            names = ", ".join(proof.unknown)
+            self.unproven.append(
+                f"{file}: what is in column {names} cannot be proven: the bundle does not describe "
+                "its type"
+            )
+        different = proof.differences()
+        if proof.other_decoder and different:
+            self.unproven += [
+                f"{file} cannot be proven: {proof.other_decoder}, and {why}" for why in different
+            ]
+        else:
+            self.reasons += [f"{file}: {why}" for why in different]
+        self.notes += [
+            f"{file}: {counted(count, 'value')} of column {name} did not fit {kind}, and "
+            f"{'is' if count == 1 else 'are'} null"
+            for name, count, kind in proof.dropped()
+        ]
 
 
 class Bundle:
@@ -91,20 +146,30 @@ class Bundle:
         total = 2 * sum(table.stored.rows for table in self.manifest.tables)
         done = rows = 0
         files = dict(self._files())
-        reasons = list(files.values())
+        found = _Found(reasons=list(files.values()))
+
+        def step(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress(done, total)
+
         for table in self.manifest.tables:
-
-            def step(count: int) -> None:
-                nonlocal done
-                done += count
-                if progress is not None:
-                    progress(done, total)
-
-            wrong = list(self._table(table, step))
-            rows += 0 if wrong else table.stored.rows
-            # A file that was changed, and can for that not be read, is told of once.
-            reasons += [reason for file, reason in wrong if file not in files]
-        return Verification(equal=not reasons, reasons=reasons, rows=rows)
+            before = len(found.reasons) + len(found.unproven)
+            try:
+                self._table(table, found, step)
+            except _Unreadable as error:
+                # A file that was changed, and can for that not be read, is told of once.
+                found.reasons += [] if error.file in files else [str(error)]
+                continue
+            rows += table.stored.rows if len(found.reasons) + len(found.unproven) == before else 0
+        return Verification(
+            equal=not found.reasons and not found.unproven,
+            reasons=found.reasons + found.unproven or found.notes,
+            rows=rows,
+            unproven=not found.reasons and bool(found.unproven),
+            hint=found.hint if found.unproven else "",
+        )
 
     def _files(self) -> Iterator[tuple[str, str]]:
         """Files that were changed, are missing, or too many, each with what is wrong with it."""
@@ -139,28 +204,51 @@ class Bundle:
                 names.add(f"{OUTPUT}/{name}")
         return names
 
-    def _table(self, table: SavedTable, step: Any) -> Iterator[tuple[str | None, str]]:
-        """What is wrong with a table; first the file, where that cannot be read at all."""
+    def _table(self, table: SavedTable, found: _Found, step: Any) -> None:
+        """Tell what is wrong with a table. Raises _Unreadable where that ends at a file."""
         name = file_name(table.name)
-        file = f"{TEXTS}/{name}"
-        try:
-            digest = _digest_of_texts(self.path / file, table.stored, step)
-            if digest.table != table.stored.digest:
-                yield None, f"table {table.name}: {_difference(table.stored, digest)}"
-            file = name
-            typed = _digest_of_offsets(self.path / file, step)
-            if typed.rows != table.stored.rows:
-                count = f"{typed.rows:,} rows, and the manifest {table.stored.rows:,}"
-                yield None, f"{name} has {count}"
-            elif typed.offsets != table.stored.offsets:
-                yield None, f"{name} has other rows than the manifest: their offsets differ"
-            if table.output is not None:
-                file = f"{OUTPUT}/{name}"
+        texts = f"{TEXTS}/{name}"
+        with _reading(texts):
+            digest = _digest_of_texts(self.path / texts, table.stored, step)
+        proven = digest.table == table.stored.digest
+        if not proven:
+            found.reasons.append(f"table {table.name}: {_difference(table.stored, digest)}")
+        with _reading(name):
+            self._typed(table, found, step, proven=proven)
+        if table.output is not None:
+            file = f"{OUTPUT}/{name}"
+            with _reading(file):
                 made = _digest_of_output(self.path / file)
-                if made.table != table.output.digest:
-                    yield None, f"{file}: {_difference(table.output, made)}"
-        except (BadManifest, UsageError) as error:
-            yield file, f"{error}"
+            if made.table != table.output.digest:
+                found.reasons.append(f"{file}: {_difference(table.output, made)}")
+
+    def _typed(self, table: SavedTable, found: _Found, step: Any, *, proven: bool) -> None:
+        """Hold typed rows against the manifest's offsets, and against texts that are proven."""
+        name = file_name(table.name)
+        typed = _pieces(self.path / name, None)
+        first = next(typed)
+        proof = None
+        if proven:
+            texts = _pieces(self.path / TEXTS / name, None)
+            head = next(texts)
+            beside = Taking(chain([head], texts))
+            proof = found.proof(table, head.schema.metadata, first.schema)
+        digest = TableDigest([])
+        for piece in chain([first], typed):
+            offsets = _offsets(piece)
+            digest.add(offsets, [])
+            step(piece.num_rows)
+            if proof is not None and len(offsets):
+                rows = beside.take(len(offsets))
+                proof.add(offsets[: rows.num_rows], piece.slice(0, rows.num_rows), rows)
+        made = digest.done()
+        if made.rows != table.stored.rows:
+            count = f"{counted(made.rows, 'row')}, and the manifest {table.stored.rows:,}"
+            found.reasons.append(f"{name} has {count}")
+        elif made.offsets != table.stored.offsets:
+            found.reasons.append(f"{name} has other rows than the manifest: their offsets differ")
+        elif proof is not None:
+            found.take_in(name, proof)
 
     def _read(self, path: Path, columns: list[str] | None) -> pa.Table:
         import pyarrow as pa
@@ -187,8 +275,10 @@ def _pieces(path: Path, columns: list[str] | None) -> Iterator[pa.Table]:
                 _require(columns, schema.names, path)
                 schema = pa.schema([schema.field(name) for name in columns])
             yield schema.empty_table()
-            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                yield pa.Table.from_batches([batch]).cast(schema)
+            # One row group at a time: where values are long, a group has fewer rows.
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
+                    yield pa.Table.from_batches([batch]).cast(schema)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
 
@@ -212,32 +302,41 @@ def _digest_of_texts(path: Path, stored: SavedRows, step: Any) -> Digest:
     return digest.done()
 
 
-def _digest_of_offsets(path: Path, step: Any) -> Digest:
-    digest = TableDigest([])
-    for piece in _pieces(path, ["_offset"]):
-        digest.add(_offsets(piece), [])
-        step(piece.num_rows)
-    return digest.done()
-
-
 def _digest_of_output(path: Path) -> Digest:
     digest = None
     for piece in _pieces(path, None):
-        made = piece.drop_columns(["_offset"])
+        offsets = _offsets(piece)
+        made = piece.remove_column(0)
         if digest is None:
             digest = TableDigest([(field.name, type_text(field.type)) for field in made.schema])
-        add_output(digest, _offsets(piece), made)
+        add_output(digest, offsets, made)
     assert digest is not None, "there is at least one piece"
     return digest.done()
 
 
 def _offsets(piece: pa.Table) -> Any:
-    return piece.column("_offset").to_numpy().astype(np.int64)
+    """The first column; a table may have one of the same name. Raises BadManifest."""
+    import pyarrow as pa
+
+    if piece.schema.names[:1] != ["_offset"] or piece.schema.types[0] != pa.int64():
+        raise BadManifest("its first column is not that of the offsets")
+    return piece.column(0).to_numpy().astype(np.int64)
+
+
+@contextmanager
+def _reading(file: str) -> Iterator[None]:
+    """Within it, what cannot be read is of that file."""
+    try:
+        yield
+    except _Unreadable:
+        raise
+    except (BadManifest, UsageError) as error:
+        raise _Unreadable(file, str(error)) from error
 
 
 def _difference(stored: SavedRows, found: Digest) -> str:
     if found.rows != stored.rows:
-        return f"it has {found.rows:,} rows, and the manifest {stored.rows:,}"
+        return f"it has {counted(found.rows, 'row')}, and the manifest {stored.rows:,}"
     if len(found.columns) != len(stored.columns):
         return "it has other columns than the manifest"
     pairs = zip(stored.columns, found.columns, strict=True)

@@ -102,7 +102,7 @@ class Saved:
             progress=progress,
         )
         chosen = [column.name for column in table.stored.columns] if table.chosen else None
-        return StoredRows(self._engine, table.stream, found, chosen)
+        return StoredRows(found, chosen)
 
     def __repr__(self) -> str:
         return f"<Saved {', '.join(self.tables)}>"

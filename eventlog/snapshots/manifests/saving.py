@@ -14,15 +14,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eventlog.changes.arrow import Conversion
 from eventlog.changes.schema import Schema
 from eventlog.changes.table_name import TableName
 from eventlog.engine import Engine, now_us, pins
 from eventlog.engine.pins import PinRow
 from eventlog.errors import UnknownStream, UsageError
-from eventlog.snapshots.manifests.manifest import LogIdentity, Manifest, SavedStream, SavedTable
+from eventlog.snapshots.manifests.manifest import (
+    LogIdentity,
+    Manifest,
+    SavedRows,
+    SavedStream,
+    SavedTable,
+)
 from eventlog.snapshots.manifests.progress_shares import Progress, share
 from eventlog.snapshots.manifests.stored_rows import StoredRows
-from eventlog.snapshots.manifests.transformed import Transform, saved_output, saved_transform
+from eventlog.snapshots.manifests.transformed import (
+    DECLARED,
+    Transform,
+    saved_output,
+    saved_transform,
+)
 from eventlog.snapshots.table import Table
 from eventlog.snapshots.transform import Transform as Registered
 from eventlog.snapshots.transform.registry import register
@@ -41,6 +53,7 @@ class Choice:
     columns: Mapping[str, Sequence[str]]
     as_inserts: bool
     as_is: bool
+    conversion: Conversion = DECLARED
 
 
 def save(
@@ -66,10 +79,17 @@ def save(
             f"a transform is of one table, and this snapshot would save {len(names)}",
             hint="name one: tables=['public.orders']",
         )
+    if transform is None and choice.conversion != DECLARED:
+        raise UsageError(
+            "cast= and unfit= type what a transform is given, and there is none: a manifest is "
+            "over stored texts, which always fit",
+            hint="leave them out here; to_arrow, export and bundle take them, too",
+        )
     chosen = _chosen(parts, names, choice.columns)
     if isinstance(transform, Registered):
         register(engine, transform, only_check=True)
     saved = []
+    dropped: dict[str, int] = {}
     for place, (stream, name) in enumerate(names):
         table = snapshot.table(
             name if stream == name else f"{stream}.{name}",
@@ -77,14 +97,19 @@ def save(
             as_is=choice.as_is,
             progress=share(progress, place, len(names)),
         )
-        rows = StoredRows(engine, stream, table, chosen.get((stream, name)))
-        saved.append(_saved_table(stream, rows, transform, choice))
+        rows = StoredRows(table, chosen.get((stream, name)))
+        output = None
+        if transform is not None:
+            output, dropped = saved_output(rows, transform, choice.conversion)
+        saved.append(_saved_table(stream, rows, output, choice))
     manifest = Manifest(
         log=_identity(engine, [part.stream for part in parts]),
         erasure_epoch=0,
         streams=tuple(_saved_stream(engine, part, retained[part.stream]) for part in parts),
         tables=tuple(saved),
-        transform=None if transform is None else saved_transform(transform),
+        transform=None
+        if transform is None
+        else saved_transform(transform, choice.conversion, dropped),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     if isinstance(transform, Registered):
@@ -159,7 +184,7 @@ def _chosen(
 
 
 def _saved_table(
-    stream: str, rows: StoredRows, transform: Transform | None, choice: Choice
+    stream: str, rows: StoredRows, output: SavedRows | None, choice: Choice
 ) -> SavedTable:
     table = rows.table
     version = table.version if isinstance(table, Table) else None
@@ -172,7 +197,7 @@ def _saved_table(
         as_is=choice.as_is,
         chosen=rows.chosen is not None,
         stored=rows.saved(),
-        output=None if transform is None else saved_output(rows, transform),
+        output=output,
     )
 
 

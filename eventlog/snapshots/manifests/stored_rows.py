@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from eventlog.changes.arrow import TYPE_NAME, Unfit, chosen_columns
-from eventlog.engine import Engine
+from eventlog.snapshots.manifests.described_types import MSGPACK, Described, describe
 from eventlog.snapshots.manifests.digest import Digest, TableDigest
-from eventlog.snapshots.manifests.event_texts import COLUMNS, event_texts
+from eventlog.snapshots.manifests.event_texts import COLUMNS
 from eventlog.snapshots.manifests.manifest import SavedColumn, SavedRows
 from eventlog.snapshots.table import EventTable, Table
 
@@ -41,16 +41,8 @@ class ColumnType:
 class StoredRows:
     """The stored rows of one table; `table` is the snapshot's own, `chosen` the columns or None."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        stream: str,
-        table: Table | EventTable,
-        chosen: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, table: Table | EventTable, chosen: Sequence[str] | None = None) -> None:
         self.table = table
-        self._engine = engine
-        self._stream = stream
         self.chosen = None if chosen is None else list(chosen)
         self._places: list[int] = []
         if isinstance(table, Table):
@@ -85,6 +77,14 @@ class StoredRows:
         key = self.table.version.key_indexes
         return [self._places.index(i) for i in key] if set(key) <= set(self._places) else []
 
+    def described(self, decoder: int) -> Described:
+        """How that decoder makes typed rows of these texts."""
+        if isinstance(self.table, EventTable):
+            return Described(codec=MSGPACK, decoder=decoder, types=())
+        version = self.table.version
+        wanted = [version.columns[place].type for place in self._places]
+        return describe(self.table.codec.id, decoder, version, wanted)
+
     def offsets(self) -> npt.NDArray[np.int64]:
         """The offsets of all rows, ascending, without reading a text."""
         columns = ["key"] if isinstance(self.table, EventTable) else []
@@ -95,7 +95,7 @@ class StoredRows:
     def texts(self) -> Pieces:
         """The rows by pieces. Raises DamagedLog, OffsetsDropped."""
         if isinstance(self.table, EventTable):
-            return event_texts(self._engine, self._stream, self.offsets())
+            return self.table.texts(max_rows=BATCH_ROWS)
         return (
             (offsets, [columns[place] for place in self._places])
             for offsets, columns in self.table.texts()

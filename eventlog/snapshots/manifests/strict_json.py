@@ -1,7 +1,8 @@
 """JSON into frozen dataclasses, strictly: every name known and there, every value of its type.
 
 The annotations of the dataclass are the grammar: `str`, `int`, `bool`, `X | None`, `dict[str, X]`,
-`tuple[X, ...]` and other dataclasses.
+`tuple[X, ...]` and other dataclasses. A field with OPTIONAL is left out where it is None, so that
+what does not need it is the same text as before there was such a field.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+OPTIONAL = {"optional": True}
+"""Metadata of a field `X | None`, by default None: absent means None, and null is refused."""
 
 
 class NotStrict(ValueError):
@@ -33,10 +37,13 @@ def read(cls: type[T], value: Any, where: str) -> T:
     if not isinstance(value, dict):
         raise NotStrict(f"{where} is no map")
     hints = get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    for name in names:
-        if name not in value:
-            raise NotStrict(f"{where} has no {name!r}")
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    for field in fields:
+        if field.name not in value and field.metadata != OPTIONAL:
+            raise NotStrict(f"{where} has no {field.name!r}")
+        if field.metadata == OPTIONAL and value.get(field.name, "") is None:
+            raise NotStrict(f"{where} has {field.name!r} without a value")
+    names = [field.name for field in fields if field.name in value]
     unknown = sorted(value.keys() - set(names))
     if unknown:
         raise NotStrict(f"{where} has {unknown[0]!r}, which is not known here")
@@ -46,8 +53,12 @@ def read(cls: type[T], value: Any, where: str) -> T:
 def plain(value: Any) -> Any:
     """What JSON has for a dataclass and all that is in it; the inverse of `read`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return {field.name: plain(getattr(value, field.name)) for field in fields}
+        pairs = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {
+            field.name: plain(inner)
+            for field, inner in pairs
+            if inner is not None or field.metadata != OPTIONAL
+        }
     if isinstance(value, dict):
         return {name: plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from eventlog.changes.quantities import counted
 from eventlog.engine import Engine
 from eventlog.errors import EventLogError, SnapshotRefused, UnknownStream
 from eventlog.snapshots.manifests.manifest import (
@@ -27,6 +28,7 @@ from eventlog.snapshots.manifests.saving import exclusions_of
 from eventlog.snapshots.manifests.transformed import (
     DECODER,
     Transform,
+    conversion_of,
     saved_output,
     saved_transform,
 )
@@ -101,7 +103,11 @@ def _table(
         return [f"table {table.name} cannot be rebuilt: {error}"], []
     if not wrong and table.output is not None and transform is not None:
         try:
-            wrong = list(_output(table, table.output, saved_output(rows, transform)))
+            before = saved.manifest.transform
+            output, dropped = saved_output(rows, transform, conversion_of(before))
+            wrong = list(_output(table, table.output, output))
+            if not wrong and saved_transform(transform, conversion_of(before), dropped) != before:
+                wrong = [f"the manifest contradicts itself in what did not fit of {table.name}"]
         except EventLogError as error:
             wrong = [f"the output of table {table.name} cannot be made again: {error}"]
         except (Exception, SystemExit) as error:  # Whatever a user's function raises is a reason.
@@ -121,7 +127,7 @@ def _differences(table: SavedTable, rows: StoredRows, found: SavedRows) -> Itera
         yield f"{name} has the columns {_names(found)}, and was saved with {_names(stored)}"
         return
     if found.rows != stored.rows:
-        yield f"{name} has {found.rows:,} rows, and was saved with {stored.rows:,}"
+        yield f"{name} has {counted(found.rows, 'row')}, and was saved with {stored.rows:,}"
         return
     different = [
         f"{before.name} (it was {before.type}, it is {after.type})"

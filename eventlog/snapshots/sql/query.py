@@ -7,17 +7,27 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from eventlog.changes.duck import locked_connection
+from eventlog.changes.quantities import byte_count
 from eventlog.errors import EnvironmentFault, EventLogError, UnknownColumn, UsageError
 from eventlog.snapshots.snapshot import Snapshot
+from eventlog.snapshots.sql.answering import answer
 from eventlog.snapshots.sql.loading import Loader, Terms
 from eventlog.snapshots.sql.naming import Source, places, resolve
 from eventlog.snapshots.sql.parsing import parse
 from eventlog.snapshots.sql.result import Result
 
+MEMORY = "1GiB"
+"""What DuckDB may take, on every machine: where it spills may order groups otherwise (I7)."""
+
+MEMORY_BYTES_MIN = 32 << 20
+"""Below that it fails on its own buffers."""
+
 _COLUMN = re.compile(r'column (?:named )?"([^"]+)"', re.IGNORECASE)
+_KIND = re.compile(r"[A-Z][\w ]* Error: ")
 _LINE = re.compile(r"LINE (\d+): ")
 
 
@@ -28,16 +38,24 @@ def run(
     *,
     terms: Terms,
     threads: int,
+    memory_limit: str | int = MEMORY,
 ) -> Result:
     """Answer a query over the streams of a snapshot, and others under their aliases.
 
-    Only the tables that it names are rebuilt, and of them only the columns that it can mean.
+    Only the tables that it names are rebuilt, and of them only the columns that it can mean; they
+    come to DuckDB piece by piece, and the rows come from it so. What outgrows
+    `memory_limit` is on disk.
     Raises UsageError for what is wrong with the query, UnknownTable, SnapshotRefused,
     ValueDoesNotFit, and EnvironmentFault where memory or disk do not suffice.
     """
     known = places(snapshot, others)
-    with _spill_directory() as spill_dir:
-        connection = locked_connection(threads=threads, spill_dir=spill_dir)
+    memory_bytes = _memory_bytes(memory_limit)
+    with _directory() as directory:
+        spill = directory / "spill"
+        spill.mkdir(mode=0o700)
+        connection = locked_connection(
+            threads=threads, spill_dir=str(spill), memory_bytes=memory_bytes
+        )
         sources: dict[str, Source] = {}
         try:
             parsed = parse(connection, query)
@@ -52,7 +70,7 @@ def run(
             loader = Loader(connection=connection, terms=terms, names=parsed.names)
             for identity, source in sources.items():
                 loader.load(source, _different(paths[identity]))
-            answer = _answer(connection, query)
+            rows = answer(connection, query, directory / "rows")
         except EventLogError:
             raise
         except Exception as error:
@@ -60,7 +78,7 @@ def run(
         finally:
             connection.close()
     cuts = {source.place.alias: source.place.part.cut for source in sources.values()}
-    return Result(answer, cuts=cuts, unfit=loader.unfit)
+    return Result(rows, cuts=cuts, unfit=loader.unfit)
 
 
 def _require_different(paths: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
@@ -92,8 +110,18 @@ def _require_casts(terms: Terms, sources: Sequence[Source]) -> None:
             )
 
 
+def _memory_bytes(memory: str | int) -> int:
+    found = byte_count(memory)
+    if found < MEMORY_BYTES_MIN:
+        raise UsageError(
+            f"memory of {memory} is too little for a query",
+            hint=f"give it {MEMORY_BYTES_MIN >> 20} MiB or more, as in 2GB",
+        )
+    return found
+
+
 @contextmanager
-def _spill_directory() -> Iterator[str]:
+def _directory() -> Iterator[Path]:
     """A directory of the query's own for what outgrows memory."""
     try:
         directory = tempfile.TemporaryDirectory(prefix="eventlog-sql-")
@@ -103,18 +131,7 @@ def _spill_directory() -> Iterator[str]:
             hint="TMPDIR names where: a directory that is there, writable, and has room",
         ) from error
     with directory as path:
-        yield path
-
-
-def _answer(connection: Any, query: str) -> Any:
-    import duckdb
-
-    try:
-        return connection.sql(query).to_arrow_table()
-    except (duckdb.BinderException, duckdb.CatalogException):
-        # Nothing ran yet; asked in this way, DuckDB says the position, too.
-        connection.execute(query)
-        raise
+        yield Path(path)
 
 
 def _different(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -126,19 +143,22 @@ def _explained(error: Exception, sources: Sequence[Source]) -> BaseException:
     """DuckDB's error in one sentence, with its position and what could be meant."""
     import duckdb
 
+    message = str(error)
     # Ctrl-C: DuckDB takes the signal, and raises this in place of KeyboardInterrupt.
-    if isinstance(error, duckdb.InterruptException) or str(error) == "Query interrupted":
+    if isinstance(error, duckdb.InterruptException) or message == "Query interrupted":
         return KeyboardInterrupt()
-    if not isinstance(error, duckdb.Error):
+    # Once rows come, what goes wrong has the words of DuckDB, and no class of its.
+    of_reader = isinstance(error, OSError) and _KIND.match(message)
+    if not isinstance(error, duckdb.Error) and not of_reader:
         return error
-    cause, where = _cause(str(error))
-    if isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
+    cause, where = _cause(message)
+    if message.startswith(("Out of Memory Error", "IO Error")):
         return EnvironmentFault(
             f"the query needs more than there is: {cause}",
-            hint="name fewer columns, filter earlier, or give it a larger temporary directory "
-            "(TMPDIR)",
+            hint="name fewer columns, filter earlier, give it more memory (memory_limit=, "
+            "--memory-limit), or a temporary directory with more room (TMPDIR)",
         )
-    return UsageError(f"the query fails{where}: {cause}", hint=_hint(str(error), sources))
+    return UsageError(f"the query fails{where}: {cause}", hint=_hint(message, sources))
 
 
 def _cause(message: str) -> tuple[str, str]:
