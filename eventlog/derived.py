@@ -15,45 +15,45 @@ same: a row keeps the columns that it had when it was written, while a snapshot 
 those at its cut.
 
 Events and the offset in the source commit together (I3): killed wherever, the output is that of a
-run that nobody disturbed. Values that an update left unchanged are filled from the row's history;
-for that the rows of the table are held in memory from the first such update on.
+run that nobody disturbed, and where batches end leaves no trace in it. Values that an update left
+unchanged are filled from the row's history; for that the rows of the table are held in memory from
+the first such update on, and its keys from the first truncate or copy that begins anew.
+
+A table whose changes name no key is refused: events without a key could not be taken back when its
+rows are truncated or copied again, and then the output would not be what the snapshot is.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eventlog.changes.arrow import Conversion, Unfit, change_table
-from eventlog.changes.change import ABSENT, UNCHANGED, Op, Text
+from eventlog.changes.arrow import Conversion, Unfit
+from eventlog.changes.change import RawChange
 from eventlog.changes.change_view import ChangeView
-from eventlog.changes.decoding import Located
 from eventlog.changes.event_view import EventView
-from eventlog.changes.fold import Filler, latest_events
+from eventlog.changes.fold import latest_events
 from eventlog.changes.plain import plain_rows
+from eventlog.changes.records import Batch
+from eventlog.changes.runs import ChangeRun
 from eventlog.changes.schema import Schema
 from eventlog.changes.schemas import SchemaHistory
-from eventlog.changes.split import columns_of
+from eventlog.changes.split import Texts
 from eventlog.changes.table_choice import selected_by_name
 from eventlog.changes.table_name import TableName
 from eventlog.errors import TransformRefused, UsageError
-from eventlog.snapshots.transform.definition import OFFSET, Transform
+from eventlog.snapshots.transform.definition import Transform
+from eventlog.snapshots.transform.filling import SplitFiller, lacks_values
 from eventlog.snapshots.transform.registry import register, stored_once
+from eventlog.snapshots.transform.row_events import RowEvents, RowPart, parts
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from eventlog.log import Log
     from eventlog.stream import Until
 
 BATCH_ROWS = 5_000
 """Changes that are transformed and committed together, while there are as many."""
-
-_RESETS = frozenset({Op.TRUNCATE, Op.COPY_BEGIN})
-_Event = tuple[str, dict[str, Any] | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,16 +63,6 @@ class Derivation:
     rows: int
     tombstones: int
     offset: int
-
-
-@dataclass(slots=True, kw_only=True)
-class _Output:
-    """The events of one batch, in order. A row's event is None until it is transformed."""
-
-    events: list[tuple[str, Located | None]] = field(default_factory=list)
-
-    def add(self, key: str, row: Located | None) -> None:
-        self.events.append((key, row))
 
 
 class Derived:
@@ -126,14 +116,14 @@ class Derived:
         # What fails in its first rows takes neither its version nor its output's name.
         rows = tombstones = 0
         for batch in batches:
-            events = worker.events(batch.start, batch.stop)
+            keys, values = worker.events(batch)
             if not self._bound:
                 self._bind()
             with consumer.commit(batch) as tx:
-                if events:
-                    tx.append(self.output, [v for _, v in events], keys=[k for k, _ in events])
-            gone = sum(value is None for _, value in events)
-            rows, tombstones = rows + len(events) - gone, tombstones + gone
+                if values:
+                    tx.append(self.output, values, keys=keys)
+            gone = values.count(None)
+            rows, tombstones = rows + len(values) - gone, tombstones + gone
             if progress is not None:
                 progress(consumer.offset, stream.end)
         return Derivation(rows=rows, tombstones=tombstones, offset=consumer.offset)
@@ -193,113 +183,95 @@ class Derived:
 
 
 class _Worker:
-    """What one run holds in memory."""
+    """What one run holds in memory: rows, from the first value left out on; keys, from a reset."""
 
     def __init__(self, derived: Derived) -> None:
         self._derived = derived
         self._engine = derived._log.engine
-        self._filler: Filler | None = None
+        self._filler: SplitFiller | None = None
+        self._live: dict[str, None] | None = None
         self._probed = False
-        end = self._engine.bounds(derived.source)[1]
-        selection = selected_by_name(derived._history, derived.table, None, end)
-        self._view = ChangeView(self._engine, derived._history, selection=selection)
-        self._low = self._engine.bounds(derived.source)[0]
 
-    def events(self, start: int, stop: int) -> list[_Event]:
-        """The events that the changes of `[start, stop)` make, in order."""
-        output = _Output()
-        for item in self._filled(list(self._view.items(start, stop)), start):
-            self._place(item, output)
-        made = self._made([row for _, row in output.events if row is not None])
-        return [(key, None if row is None else next(made)) for key, row in output.events]
+    def events(self, batch: Batch[Any, Any]) -> tuple[list[str], list[dict[str, Any] | None]]:
+        """The keys and the values of the events that a batch of changes makes, in order."""
+        found = [part for run in batch.runs for part in parts(run)]
+        if self._filler is None and any(_lacks(part) for part in found):
+            self._filler = self._filled(batch.start)
+        events, counted = RowEvents(), 0
+        for part in found:
+            if isinstance(part, RowPart):
+                _require_key(part.split.schema)
+                events.add(part, self._columns(part))
+                continue
+            if self._filler is not None:
+                self._filler.reset(part)
+            events.add_tombstones(self._gone(events, counted))
+            counted = len(events.keys)
+        if self._live is not None:
+            self._count(self._live, events, counted)
+        made = self._made(events)
+        return events.keys, [next(made) if has_row else None for has_row in events.has_row]
 
-    def _place(self, item: Located, output: _Output) -> None:
-        """Say which events a change makes."""
-        raw, schema = item.raw, item.schema
-        if raw.op in _RESETS:
-            for key in self._live(output):
-                output.add(key, None)
-        elif schema is not None and (raw.new is not None or raw.old is not None):
-            _require_key(schema)
-            new = None if raw.new is None else _key(item, schema, raw.new, raw.old)
-            old = None if raw.old is None else _key(item, schema, raw.old, raw.new)
-            if old is not None and old != new:
-                output.add(old, None)
-            if new is not None:
-                output.add(new, item)
+    def _columns(self, part: RowPart) -> list[Texts]:
+        if self._filler is not None:
+            return self._filler.fill(part.split, part.offsets)
+        return [part.split.new_texts(place) for place in range(len(part.split.schema.columns))]
 
-    def _filled(self, items: list[Located], start: int) -> Iterable[Located]:
-        if self._filler is None:
-            if not any(item.raw.new is not None and UNCHANGED in item.raw.new for item in items):
-                return items
-            self._filler = Filler()
-            for item in self._view.items(self._low, start):
-                self._filler.apply(item.offset, item.raw, item.schema)
-        apply = self._filler.apply
-        return [i._replace(raw=apply(i.offset, i.raw, i.schema)) for i in items]
+    def _filled(self, stop: int) -> SplitFiller:
+        """The rows as all changes below an offset left them."""
+        history, filler = self._derived._history, SplitFiller()
+        low, end = self._engine.bounds(self._derived.source)
+        selection = selected_by_name(history, self._derived.table, None, end)
+        for run in ChangeView(self._engine, history, selection=selection).runs(low, stop):
+            assert isinstance(run, ChangeRun)
+            for part in parts(run):
+                if isinstance(part, RowPart):
+                    filler.fill(part.split, part.offsets)
+                else:
+                    filler.reset(part)
+        return filler
 
-    def _live(self, output: _Output) -> list[str]:
-        """The keys that are there: of the output so far, and of this batch."""
-        name = self._derived.output
-        stored = EventView(self._engine, name).items(*self._engine.bounds(name))
-        live = dict.fromkeys(e.key for e in latest_events(stored) if e.key is not None)
-        for key, row in output.events:
-            # In the order of their latest events, so that it does not depend on where batches end.
+    def _gone(self, events: RowEvents, counted: int) -> list[str]:
+        """The keys that are there: of the output so far, and of the events from `counted` on.
+
+        In the order of their latest events, so that it does not depend on where batches end.
+        """
+        if self._live is None:
+            name = self._derived.output
+            stored = EventView(self._engine, name).items(*self._engine.bounds(name))
+            keys = (event.key for event in latest_events(stored))
+            self._live = dict.fromkeys(key for key in keys if key is not None)
+        self._count(self._live, events, counted)
+        gone, self._live = list(self._live), {}
+        return gone
+
+    @staticmethod
+    def _count(live: dict[str, None], events: RowEvents, start: int) -> None:
+        """Take the events from `start` on into the keys that are there."""
+        for key, has_row in zip(events.keys[start:], events.has_row[start:], strict=True):
             live.pop(key, None)
-            if row is not None:
+            if has_row:
                 live[key] = None
-        return list(live)
 
-    def _made(self, rows: Sequence[Located]) -> Iterator[dict[str, Any]]:
-        """Transform rows, those of one schema version at once."""
-        for _, group in groupby(rows, key=lambda item: item.schema):
-            given = self._arrow(list(group))
+    def _made(self, events: RowEvents) -> Iterator[dict[str, Any]]:
+        """The rows, transformed; those of one schema version at once."""
+        transform = self._derived.transform
+        for given in events.tables(self._derived._conversion):
             if not self._probed and given.num_rows > 1:
-                self._derived.transform.probe(given)
+                transform.probe(given)
                 self._probed = True
-            yield from plain_rows(self._derived.transform.apply(given))
-
-    def _arrow(self, rows: list[Located]) -> pa.Table:
-        import pyarrow as pa
-
-        schema, codec = rows[0].schema, rows[0].codec
-        assert schema is not None
-        offsets = [item.offset for item in rows]
-        return change_table(
-            codec,
-            schema,
-            columns_of([item.raw.new for item in rows], len(schema.columns)),
-            offsets=offsets,
-            conversion=self._derived._conversion,
-            head=[(OFFSET, pa.array(offsets, pa.int64()))],
-        )
+            yield from plain_rows(transform.apply(given))
 
 
-def _key(
-    item: Located, schema: Schema, row: tuple[Text, ...], other: tuple[Text, ...] | None
-) -> str:
-    """The text of a row's key; a value that the source left out is that of the other row."""
-    if len(schema.key_indexes) == 1:
-        own = row[schema.key_indexes[0]]
-        if isinstance(own, bytes):
-            return own.decode("utf-8", "replace")
-    texts: dict[str, bytes] = {}
-    for place in schema.key_indexes:
-        text = row[place]
-        if (text is UNCHANGED or text is ABSENT) and other is not None:
-            text = other[place]
-        texts[schema.names[place]] = text if isinstance(text, bytes) else b""
-    if len(texts) == 1:
-        return next(iter(texts.values())).decode("utf-8", "replace")
-    loaders = dict(zip(schema.names, item.codec.loaders(schema, "json"), strict=True))
-    values = {name: loaders[name](text) for name, text in texts.items()}
-    return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+def _lacks(part: RowPart | RawChange) -> bool:
+    return isinstance(part, RowPart) and lacks_values(part.split)
 
 
 def _require_key(schema: Schema) -> None:
     if not schema.key_indexes or schema.inserts_only:
         raise UsageError(
-            f"table {schema.table} has no key that its changes name, so its rows cannot be keys of "
-            "a derived stream",
-            hint="give it a primary key, with REPLICA IDENTITY DEFAULT or USING INDEX",
+            f"table {schema.table} has no key that its changes name, so events of its rows could "
+            "not be taken back by a delete, a truncate or another copy",
+            hint="give it a primary key, with REPLICA IDENTITY DEFAULT or USING INDEX; a consumer "
+            "of the stream gets its changes as they are",
         )

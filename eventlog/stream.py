@@ -273,11 +273,13 @@ class Stream:
         time; `max_bytes` (a number, or as in `"10GB"`) is what the stored batches may take. What
         one of them names goes, in whole batches, never more. What a consumer has not passed, or a
         pinned snapshot is made of, stays, unless `force`. Readers that are still there get
-        OffsetsDropped. Raises UsageError for a captured stream, and without any limit,
-        OffsetOutOfRange for `below` outside `[0, end]`.
+        OffsetsDropped. Raises UsageError for a captured stream, for the registry of transforms,
+        and without any limit, OffsetOutOfRange for `below` outside `[0, end]`.
         """
         from eventlog.engine.upkeep.retain import below_for_bytes, retain
+        from eventlog.snapshots.transform.registry import require_no_registry
 
+        require_no_registry(self.name)
         limits = []
         if below is not None:
             limits.append(offset_of(self._engine, self.name, below))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from eventlog.changes.change import UNCHANGED, Op
-from eventlog.changes.schema import Schema
+from eventlog.changes.schema import Column, Schema
 from tests.fix_log import (
     MadeSource,
     Record,
@@ -220,7 +220,7 @@ class World:
         elif kind == "drop" and names[-1].name.startswith("c"):
             names = names[:-1]
         elif kind == "identity":
-            more["identity"] = "d" if schema.identity == "f" else "f"
+            names, more["identity"] = self.identified(table, known=self.draw.random() < 0.5)
         table.schema = self.source.table(name, *names, **more)
         kept = {column.name for column in names}
         for row in table.living.values():
@@ -230,15 +230,25 @@ class World:
                     c.name: values.get(c.name, c.missing) for c in names if c.name in kept
                 }
 
+    def identified(self, table: Table, *, known: bool) -> tuple[tuple[Column, ...], str]:
+        """The columns under the other identity; whether the primary key is known under FULL."""
+        columns = table.schema.columns
+        if table.schema.identity == "f":
+            return tuple(replace(c, key=c.name in table.key, primary=False) for c in columns), "d"
+        full = (replace(c, key=True, primary=known and c.name in table.key) for c in columns)
+        return tuple(full), "f"
+
     def settle(self) -> None:
-        """Give every table an identity again by which its rows are asked for."""
+        """Give every table an identity again by which its rows are asked for, or another one."""
         for table in self.tables:
             schema = table.schema
-            if schema.identity == "f":
+            if not schema.row_key or self.draw.random() < 0.4:
+                columns, identity = self.identified(table, known=True)
                 table.schema = self.source.table(
-                    schema.name, *schema.columns, relation=schema.relation
+                    schema.name, *columns, relation=schema.relation, identity=identity
                 )
-                self.write([truncate(table.schema)], [(table, Op.TRUNCATE)])
+                record, told = self.change(table)
+                self.write([record], [(table, *told)])
 
     def key(self, table: Table) -> Key:
         return tuple(

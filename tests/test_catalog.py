@@ -341,6 +341,29 @@ class TestDescription:
         assert by_name["name"].element == by_name["point"].element == 0
         assert by_name["mood"].namespace == "public"
 
+    def test_the_primary_key_is_told_whatever_the_replica_identity(
+        self, database: Database, conn: Connection
+    ) -> None:
+        database.execute(
+            """
+            create table plain (a int, b int unique, c int, primary key (c, a) include (b));
+            alter table plain replica identity full;
+            create table loose (a int primary key deferrable);
+            create table p (a int, b int, primary key (b)) partition by list (b);
+            create table p1 partition of p for values in (1);
+            """
+        )
+        for table, expected in (("plain", {"a", "c"}), ("loose", set()), ("p", {"b"})):
+            oid = database.value(f"select '{table}'::regclass::oid::int8")
+            found = describe_relation(conn, oid)
+            assert {c.name for c in found.columns if c.primary} == expected
+            identity = set() if table == "plain" else expected
+            assert {c.name for c in found.columns if c.key} == identity
+        database.execute("alter table plain replica identity default")
+        oid = database.value("select 'plain'::regclass::oid::int8")
+        columns = describe_relation(conn, oid).columns
+        assert {c.name for c in columns if c.key} == {"a", "c"}, "not what the index includes"
+
     def test_fast_defaults_of_a_partitioned_table_are_those_of_its_partitions(
         self, database: Database, conn: Connection
     ) -> None:
@@ -423,9 +446,10 @@ class TestPublications:
         )
 
     def test_dropping_tells_whether_it_was_there(self, conn: Connection) -> None:
-        publication.ensure(conn, "p", [])
-        assert publication.drop(conn, "p")
-        assert not publication.drop(conn, "p")
+        name, other = publication.ensure_both(conn, "p", [])
+        assert publication.drop(conn, name)
+        assert not publication.drop(conn, name)
+        assert publication.drop(conn, other)
 
     def test_given_publication_is_read_with_columns_and_filters(
         self, database: Database, conn: Connection

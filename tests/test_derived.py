@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ import pytest
 
 import eventlog
 from eventlog import UNCHANGED, Op
+from eventlog.changes.fold import Filler
 from eventlog.changes.plain import plain_rows
+from eventlog.changes.runs import ChangeRun
 from eventlog.changes.schema import Schema
 from eventlog.errors import (
     ConsumerFenced,
@@ -25,6 +29,8 @@ from eventlog.errors import (
     UsageError,
     ValueDoesNotFit,
 )
+from eventlog.snapshots.transform.filling import SplitFiller, lacks_values
+from eventlog.snapshots.transform.row_events import RowPart, parts
 from tests.derived_worker import OUTPUT
 from tests.fix_log import (
     FLOAT,
@@ -40,6 +46,7 @@ from tests.fix_log import (
     truncate,
     update,
 )
+from tests.made_histories import MadeHistory
 from tests.transform_examples import centred, filtered, taxed
 
 MONEY = (12 << 16 | 2) + 4
@@ -220,6 +227,122 @@ def test_the_output_at_a_cut_is_the_transform_of_the_snapshot_there(
     derive(log).run(until="current")
     assert_equal_to_the_snapshot(log)
     assert len(latest(log)) > 3
+
+
+def same(rows: pa.Table) -> pa.Table:
+    return rows
+
+
+def event_key(values: Any) -> str:
+    """A key as text; columns of several as JSON has them."""
+    if not isinstance(values, dict):
+        values = {"": values}
+    texts = {name: v if isinstance(v, str) else "" for name, v in values.items()}
+    if len(texts) == 1:
+        return next(iter(texts.values()))
+    return json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
+
+
+def derived_row_by_row(log: eventlog.Log) -> list[tuple[str, Any]]:
+    """The events that changes of table `t` make, all columns being texts, told one by one."""
+    found: list[tuple[str, Any]] = []
+    live: dict[str, None] = {}
+
+    def add(key: str, value: Any) -> None:
+        found.append((key, value))
+        live.pop(key, None)
+        if value is not None:
+            live[key] = None
+
+    for change in log.stream("shop").read(table="t", fill=True):
+        if change.op in (Op.TRUNCATE, Op.COPY_BEGIN):
+            for key in list(live):
+                add(key, None)
+        elif change.row is None and change.old is not None:
+            add(event_key(change.key), None)
+        elif change.op in (Op.INSERT, Op.READ, Op.UPDATE):
+            if change.old:
+                names = change.key if isinstance(change.key, dict) else None
+                old = {**names, **change.old} if names else next(iter(change.old.values()))
+                if event_key(old) != event_key(change.key):
+                    add(event_key(old), None)
+            row = {n: v if isinstance(v, str) else None for n, v in change.row.items()}
+            add(event_key(change.key), {"_offset": change.offset, **row})
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_history_is_derived_as_if_row_by_row_wherever_batches_end(
+    log: eventlog.Log, seed: int
+) -> None:
+    made = MadeHistory(log, random.Random(seed), identities="ddi")
+    made.write(40)
+    made.source.close()
+    expected = derived_row_by_row(log)
+    assert len(expected) > 20 and any(value is None for _, value in expected)
+    for rows in (3, 1000):
+        transform = eventlog.transform("same", version=1)(same)
+        made_by = {"transform": transform, "table": "t", "output": f"by{rows}", "unfit": "null"}
+        derive(log, **made_by).run(until="current", max_rows=rows)
+        found = [(event.key, event.value) for event in log.stream(f"by{rows}").read()]
+        assert found == expected, (seed, rows)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_splits_are_filled_as_their_records_one_by_one(log: eventlog.Log, seed: int) -> None:
+    made = MadeHistory(log, random.Random(seed), identities="ddi")
+    made.write(40)
+    made.source.close()
+    stream, one_by_one, at_once = log.stream("shop"), Filler(), SplitFiller()
+    filled = 0
+    for run in stream.followed_view("public.t").runs(0, stream.end):
+        assert isinstance(run, ChangeRun)
+        texts = {
+            item.offset: one_by_one.apply(item.offset, item.raw, item.schema).new
+            for item in run.located()
+        }
+        for part in parts(run):
+            if not isinstance(part, RowPart):
+                at_once.reset(part)
+                continue
+            columns = at_once.fill(part.split, part.offsets)
+            for place, offset in enumerate(part.offsets.tolist()):
+                if (expected := texts[offset]) is not None:
+                    assert tuple(column.text(place) for column in columns) == expected
+            filled += lacks_values(part.split)
+    assert filled > 3
+
+
+def test_rows_that_share_a_key_under_a_new_version_leave_the_latest(
+    log: eventlog.Log, shop: MadeSource, orders: Schema
+) -> None:
+    id_, amount, note = orders.columns
+    wide = shop.table("orders", id_, replace(amount, key=True), note)
+    shop.commit(insert(wide, 1, "1.00", "a"), insert(wide, 1, "2.00", "b"))
+    shop.commit(update(wide, 1, "1.00", "latest"))
+    narrow = shop.table("orders", id_, amount, note)
+    shop.commit(update(narrow, 1, "3.00", UNCHANGED))
+    derive(log).run(until="current")
+    assert latest(log)["1"]["note"] == "LATEST"
+
+
+def test_tables_of_one_name_in_one_transaction_are_derived_in_their_order(
+    log: eventlog.Log, shop: MadeSource, orders: Schema
+) -> None:
+    id_, amount, note = orders.columns
+    again = shop.table("orders", note, amount, id_, relation=99)
+    shop.commit(insert(orders, 1, "1.00", "a"), insert(orders, 2, "2.00", "b"))
+    shop.commit(
+        insert(again, "c", "3.00", 1),
+        insert(orders, 3, "4.00", "d"),
+        delete(again, None, None, 1),
+        truncate(again),
+        insert(again, "e", "5.00", 4),
+    )
+    derive(log).run(until="current")
+    told = [(key, value and value["note"]) for key, value in events(log)]
+    assert told[:4] == [("1", "A"), ("2", "B"), ("1", "C"), ("3", "D")]
+    assert told[4:] == [("1", None), ("2", None), ("3", None), ("4", "E")]
 
 
 def test_a_run_killed_at_any_moment_leaves_the_output_of_an_undisturbed_one(

@@ -6,6 +6,7 @@ import datetime
 import decimal
 import random
 import uuid
+from dataclasses import replace
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -19,7 +20,7 @@ from eventlog.changes.change import UNCHANGED, Op
 from eventlog.changes.schemas import SchemaHistory
 from eventlog.engine import Engine
 from eventlog.errors import DamagedLog, OffsetOutOfRange, UnknownColumn, UnknownTable, UsageError
-from eventlog.history import hashing, key_index, merging, run
+from eventlog.history import hashing, key_index, merging, picking, run
 from eventlog.history.key_index import KeyIndex
 from eventlog.history.picking import Picker
 from tests.fix_log import (
@@ -231,6 +232,66 @@ def test_behind_another_key_a_history_begins_late_and_says_so(shop: MadeSource) 
     assert "below offset 1 the table had another key" in found.notes[0]
 
 
+def test_under_full_identity_a_row_is_known_by_the_primary_key_that_the_catalog_told(
+    shop: MadeSource,
+) -> None:
+    a, b = (column(name, INT, key=True, primary=True) for name in "ab")
+    table = shop.table("t", a, column("n", key=True), b, identity="f")
+    shop.commit(insert(table, 1, "x", 2), insert(table, 1, "x", 3))
+    shop.commit(update(table, 1, UNCHANGED, 2, old=(1, "x", 2)))
+    shop.commit(update(table, 4, "y", 2, old=(1, "x", 2)), delete(table, 1, "x", 3))
+    shop.commit(delete(table, 4, "y", 2), insert(table, 1, "z", 2))
+    first = [(1, 0), (1, 2), (1, 3), (1, 5)]
+    found = shop.stream.history("t", {"a": 1, "b": 2})
+    assert offsets(found) == [*first, (2, 6)]
+    assert [v.changed for v in found.versions()][1:3] == [{}, {"a": (1, 4), "n": ("x", "y")}]
+    assert offsets(shop.stream.history("t", {"a": 4, "b": 2})) == first
+    assert offsets(shop.stream.history("t", {"a": 1, "b": 3})) == [(1, 1), (1, 4)]
+    in_index = (
+        shop.stream.key_index()
+        .view(7)
+        .places([hashing.key_hash(table.relation, [b"1", b"2"])], 0, 7)
+    )
+    assert [offset for offset, _ in in_index] == [0, 2, 3, 6]
+    with pytest.raises(UsageError, match="has 2 columns: a, b"):
+        shop.stream.history("t", 1)
+
+
+def test_what_a_state_is_does_not_rest_on_what_the_catalog_told(
+    log: eventlog.Log, shop: MadeSource
+) -> None:
+    found = []
+    for relation, primary in ((1, False), (2, True)):
+        a = column("a", INT, key=True, primary=primary)
+        table = shop.table(
+            f"t{relation}", a, column("n", key=True), relation=relation, identity="f"
+        )
+        shop.commit(insert(table, 1, "x"), insert(table, 1, "x"), insert(table, 1, "y"))
+        shop.commit(update(table, 1, "z", old=(1, "x")), delete(table, 1, "y"))
+        found.append(log.snapshot("shop").table(f"t{relation}").to_arrow().to_pylist())
+    assert found[0] == found[1] == [{"a": 1, "n": "x"}, {"a": 1, "n": "z"}]
+
+
+def test_versions_under_full_identity_with_another_primary_key_or_none_are_read_whole(
+    shop: MadeSource,
+) -> None:
+    a, b = column("a", INT, key=True), column("b", INT, key=True)
+    plain = shop.table("t", a, b, identity="f")
+    shop.commit(insert(plain, 1, 5))
+    other = shop.table("t", a, replace(b, primary=True), identity="f")
+    shop.commit(update(other, 1, 6, old=(1, 5)))
+    full = shop.table("t", replace(a, primary=True), b, identity="f")
+    shop.commit(update(full, 1, 7, old=(1, 6)))
+    keyed = shop.table("t", a, replace(b, key=False))
+    shop.commit(update(keyed, 2, 7, key=(1, None)))
+    for stop, key in ((3, 1), (4, 1), (4, 2)):
+        found = shop.stream.history("t", key, stop=stop)
+        assert offsets(found) == [(1, offset) for offset in range(stop)]
+        assert found.notes == []
+    with pytest.raises(UsageError, match="no primary key of it is known"):
+        shop.stream.history("t", 1, stop=1)
+
+
 def test_what_the_stream_could_not_show_is_noted(shop: MadeSource) -> None:
     key = column("id", INT, key=True)
     shop.commit(insert(shop.table("t", key), 1))
@@ -339,6 +400,29 @@ def test_what_cannot_be_asked_is_refused_with_a_hint(
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("note", "expected"), [("short", [1, 3, 0, 2]), ("long" * 2000, [1, 3, 0, 1])]
+)
+def test_a_record_that_told_the_way_is_read_again_only_where_it_is_large(
+    shop: MadeSource, monkeypatch: pytest.MonkeyPatch, note: str, expected: list[int]
+) -> None:
+    table = shop.table("t", column("id", INT, key=True), column("n"))
+    shop.commit(insert(table, 1, "a"))
+    shop.commit(update(table, 2, note, key=(1, None)), update(table, 2, "b"))
+    shop.commit(delete(table, 2, None))
+    read: list[int] = []
+    pieces = picking.pieces
+
+    def counted(engine: Any, history: Any, start: int, stop: int) -> Any:
+        read.append(start)
+        return pieces(engine, history, start, stop)
+
+    monkeypatch.setattr(picking, "pieces", counted)
+    assert offsets(shop.stream.history("t", 1)) == [(1, 0), (1, 1), (1, 2), (1, 3)]
+    # The key change leads to where the row ends; then all in order, batch by batch.
+    assert read == expected
+
+
 def test_a_row_of_many_versions_is_read_as_it_is_asked_for(
     shop: MadeSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,13 +432,13 @@ def test_a_row_of_many_versions_is_read_as_it_is_asked_for(
         shop.commit(*[update(table, 1, "x" * 9_000 + str(number)) for _ in range(20)])
     list(shop.stream.history("t", 1))
     read: list[int] = []
-    piece = Picker._piece
+    load = Picker._load
 
     def counted(self: Picker, offset: int) -> Any:
         read.append(offset)
-        return piece(self, offset)
+        return load(self, offset)
 
-    monkeypatch.setattr(Picker, "_piece", counted)
+    monkeypatch.setattr(Picker, "_load", counted)
     versions = shop.stream.history("t", 1).versions()
     assert next(versions).change.op is Op.INSERT
     assert len(read) <= 2
@@ -406,10 +490,11 @@ create trigger t after insert or update or delete on items for each row execute 
 """
 
 
+@pytest.mark.parametrize("identity", ["default", "full"])
 def test_every_history_is_what_an_audit_trigger_wrote_down(
-    database18: Database, log: eventlog.Log
+    database18: Database, log: eventlog.Log, identity: str
 ) -> None:
-    database18.execute(AUDITED)
+    database18.execute(AUDITED + f"alter table items replica identity {identity}")
     source = cdc.Source("shop", database18.dsn, ("public.items",))
     source.capture(log, until="current")
     stream, draw = log.stream("shop"), random.Random(11)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -86,7 +87,7 @@ def test_the_hash_is_what_it_says_for_keys_of_any_length() -> None:
 
 def test_the_hash_is_for_ever() -> None:
     """Golden: another function needs another VERSION, so that stored runs are built anew."""
-    assert hashing.VERSION == 1
+    assert hashing.VERSION == 2
     assert key_hash(16_400, [b"7"]) == 0x97095EF40C84988F
     assert key_hash(16_400, [b"1", b"a key of some length", None]) == 0x58F2E370719B2E84
     assert key_hash(EVENTS, [b"x" * 300]) == 0x77EEB98E85BC344F
@@ -497,6 +498,87 @@ def test_what_a_writer_that_died_left_is_swept(log: eventlog.Log, filled: Any) -
     (index._chain.folder / "half.tmp").write_bytes(b"half")
     index.update(log.stream("shop").end)
     assert list(index._chain.folder.glob("*.tmp")) == []
+
+
+DIE = """
+import os, signal, sys
+import eventlog
+from eventlog.history import chain, key_index, merging, run
+key_index.CHUNK, key_index.TAIL_RECORDS, merging.FANOUT, run.BLOCK = 10, 0, 3, 4
+merged, removed = chain.merged, chain.Chain._drop_taken_in
+
+def dies_merging(runs):
+    yield next(iter(merged(runs)))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def dies_removing(self):
+    if any(a.start <= b.start and b.stop < a.stop for a in self._open.values()
+           for b in self._open.values()):
+        os.kill(os.getpid(), signal.SIGKILL)
+    removed(self)
+
+if sys.argv[2] == "merging":
+    chain.merged = dies_merging
+else:
+    chain.Chain._drop_taken_in = dies_removing
+with eventlog.open(sys.argv[1]) as log:
+    log.stream("shop").key_index().update(log.stream("shop").end)
+"""
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("at", ["merging", "removing"])
+@pytest.mark.parametrize("by", ["opening", "building"])
+def test_what_a_killed_merge_left_is_mended_by_who_comes_next(
+    log: eventlog.Log, shop: MadeSource, filled: Any, at: str, by: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    died = subprocess.run([sys.executable, "-c", DIE, str(log.path), at], timeout=60)
+    assert died.returncode == -signal.SIGKILL
+    folder = files(log)[0].parent
+    left = files(log)
+    assert len(left) == (3 if at == "merging" else 4)
+    assert len(list(folder.glob("*.tmp"))) == (1 if at == "merging" else 0)
+    monkeypatch.setattr(merging, "FANOUT", 3)
+    monkeypatch.setattr(key_index, "TAIL_RECORDS", 10**6)
+    index = fresh(log)
+    if by == "opening":
+        expect_all(log, filled, index)
+    else:
+        index.update(log.stream("shop").end)
+    runs = index.runs()
+    assert len(files(log)) == len(runs) < 3
+    assert list(folder.glob("*.tmp")) == []
+    (whole,) = [one for one in runs if one.start == 0]
+    assert whole.stop >= max(int(path.stem.partition("-")[2], 16) for path in left)
+    expect_all(log, filled, fresh(log))
+
+
+@pytest.mark.usefixtures("small")
+def test_what_a_merge_left_is_passed_over_where_nothing_may_be_removed(
+    log: eventlog.Log, filled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merging, "FANOUT", 3)
+    subprocess.run([sys.executable, "-c", DIE, str(log.path), "removing"], timeout=60)
+    left, opened = files(log), []
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".run":
+            raise PermissionError(13, "no", str(path))
+        os.unlink(path)
+
+    class Counted(Run):
+        def __init__(self, path: Path, belongs: Belongs) -> None:
+            opened.append(path)
+            super().__init__(path, belongs)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    monkeypatch.setattr(chain, "Run", Counted)
+    monkeypatch.setattr(key_index, "TAIL_RECORDS", 10**6)
+    index = fresh(log)
+    for _ in range(3):
+        expect_all(log, filled, index)
+    assert files(log) == sorted(opened) == left, "each was opened once"
 
 
 @pytest.mark.usefixtures("small")

@@ -557,6 +557,34 @@ def test_keys_and_identities_change_without_doubt() -> None:
     assert story.tell(message).key_indexes == (0,)
 
 
+def test_under_full_identity_the_primary_key_is_the_catalogs() -> None:
+    story = Story("id", "a")
+    views = [story.table.catalog()]
+
+    def told(*names: str, identity: str = "f") -> list[str]:
+        columns = tuple(replace(c, key=True, primary=c.name in names) for c in views[0].columns)
+        views[0] = replace(views[0], columns=columns, identity=identity)
+        sent = story.table.message()._replace(identity=identity)
+        message = sent._replace(columns=tuple(c._replace(key=True) for c in sent.columns))
+        book = SchemaBook(stored, lambda oid: views[0])
+        number = book.version_of(message)
+        stored.extend(Schema.from_map(*pending) for pending in book.take_pending())
+        assert number == len(stored) - 1
+        assert book.adopt(schema_of(views[0], [c.name for c in sent.columns])) == number
+        return [column.name for column in stored[-1].columns if column.primary]
+
+    stored: list[Schema] = []
+    assert told("id") == ["id"]
+    assert told("a", "id") == ["id", "a"], "a version of its own"
+    assert told() == []
+    assert told("a", identity="i") == [], "where the stream tells the key itself"
+    # A column that is not sent makes a key of the others only: not one.
+    story.table.published = frozenset({1})
+    views[0] = story.table.catalog()
+    assert told("id", "a") == []
+    assert told("id") == ["id"]
+
+
 def test_sixteen_hundred_columns_are_told_apart() -> None:
     story = Story("id", *(f"c{i}" for i in range(1_599)))
     assert story.numbers()[-1] == 1_600

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pytest
 
 import eventlog
+from eventlog.engine.upkeep.retain import retain
 from eventlog.errors import TransformRefused, UnknownColumn, UsageError
 from eventlog.snapshots.transform.registry import register
 from tests.fix_log import INT, NUMERIC, MadeSource, column, insert
@@ -338,6 +339,27 @@ def test_a_version_stands_for_one_source(log: eventlog.Log, written: Any) -> Non
     register(log.engine, written(BASE.replace("0.19", "0.2").replace("version=1", "version=2")).t)
     register(log.engine, written(BASE).t)
     assert [event.key for event in log.stream("transforms").read()] == ["t@1", "t@2"]
+
+
+def test_no_version_is_forgotten_whatever_is_dropped(log: eventlog.Log, written: Any) -> None:
+    first, changed = written(BASE).t, written(BASE.replace("0.19", "0.2")).t
+    register(log.engine, first)
+    stream = log.stream("transforms")
+    for how in ({"below": "end"}, {"max_bytes": 0}, {"older_than": "0s", "force": True}):
+        with pytest.raises(UsageError, match="which source each version") as kept:
+            stream.retain(**how)
+        assert kept.value.hint
+    assert (stream.start, stream.end) == (0, 1)
+    # As an earlier release did it.
+    retain(log.engine.store, "transforms", below=1, force=True)
+    assert (stream.start, stream.end) == (1, 1)
+    for version in (changed, first):
+        with pytest.raises(TransformRefused, match=r"knew 't@1', and what it was has been dropped"):
+            register(log.engine, version)
+    newer = written(BASE.replace("version=1", "version=2")).t
+    register(log.engine, newer)
+    register(log.engine, newer)
+    assert (stream.start, stream.end) == (1, 2)
 
 
 # Fitted scikit-learn transformers

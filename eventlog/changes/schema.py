@@ -15,7 +15,9 @@ class Column:
 
     `attribute` and `missing` (the fast default of rows older than the column, as text) come from
     the catalog; they are None where the schema version is `inferred`. `hashed`: the log holds a
-    keyed hash instead of each value, as text, and of `missing` too.
+    keyed hash instead of each value, as text, and of `missing` too. `primary`, under REPLICA
+    IDENTITY FULL alone: it is of the primary key, as the catalog told when the version came; the
+    stream does not tell.
     """
 
     name: str
@@ -25,6 +27,7 @@ class Column:
     attribute: int | None = None
     missing: str | None = None
     hashed: bool = False
+    primary: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +99,17 @@ class Schema:
         if self.identity in ("f", "n"):
             return ()
         return tuple(i for i, column in enumerate(self.columns) if column.key)
+
+    @cached_property
+    def row_key(self) -> tuple[int, ...]:
+        """Places of the columns that name a row in its history; empty where none do.
+
+        Those of the key; under REPLICA IDENTITY FULL those of the primary key. What a state is
+        does not rest on the latter, as the catalog may have been ahead of the stream.
+        """
+        if self.identity == "f":
+            return tuple(i for i, column in enumerate(self.columns) if column.primary)
+        return self.key_indexes
 
     def to_map(self) -> dict[str, Any]:
         """The stored form, without `id`, which is its key."""

@@ -6,8 +6,9 @@
                                           first offset, and each run where the one before it ends
                         building.lock     who writes
 
-A run that lies within a longer one is what a merge was cut off from removing, and is passed over.
-One that is damaged, of another log, or of a history that a repair replaced, is removed.
+A run that lies within a longer one is what a merge has taken in: whoever comes upon it removes it,
+as a merge that was killed before it could. One that is damaged, of another log, or of a history
+that a repair replaced, is removed, too.
 
 REQUIRES: one caller at a time; only who holds the lock writes.
 """
@@ -47,6 +48,7 @@ class Chain:
         row, identity = engine.stream(stream), engine.identity()
         self.folder = engine.path / "derived" / "keys" / stream
         self.runs: list[Run] = []
+        self._has_rests = False
         self._engine = engine
         self._stream = stream
         self._open: dict[str, Run] = {}
@@ -64,12 +66,19 @@ class Chain:
         end = self.end
         return min((run.start for run in self._open.values() if run.start > end), default=stop)
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether a writer is at work or was killed at it: something is to be mended, then."""
+        return self._has_rests or due(self.runs) > 0
+
     def refresh(self) -> None:
         """See what other processes wrote or removed."""
         try:
-            names = {name for name in os.listdir(self.folder) if name.endswith(SUFFIX)}
+            found = os.listdir(self.folder)
         except OSError:
-            names = set()
+            found = []
+        names = {name for name in found if name.endswith(SUFFIX)}
+        self._has_rests = any(name.endswith(TEMPORARY) for name in found)
         # Asked for after: what another process wrote by then is of records that are there.
         low, end = self._engine.bounds(self._stream)
         if names != self._open.keys():
@@ -78,6 +87,7 @@ class Chain:
                 self._look_at(name, low, end)
         for run in [run for run in self._open.values() if run.stop <= low]:
             self._remove(run)
+        self._drop_taken_in()
         self.runs = self._chained(low)
 
     def forget(self, run: Run) -> None:
@@ -101,15 +111,20 @@ class Chain:
                 path.mkdir(mode=0o700)
                 give_to_owner(path.parent, path)
 
-    def sweep(self) -> None:
-        """Remove what a writer that died left."""
+    def mend(self) -> None:
+        """Remove what a writer that died left, and do what it had begun."""
         for path in self.folder.glob("*" + TEMPORARY):
             path.unlink(missing_ok=True)
+        self.refresh()
+        self._merge_due()
 
     def append(self, start: int, stop: int, entries: Entries) -> None:
         """Write a run over `[start, stop)`, and merge what is to be merged."""
         parts = [(entries.hashes, entries.places)]
         self._write(start, stop, len(entries), parts, entries.rare)
+        self._merge_due()
+
+    def _merge_due(self) -> None:
         while count := due(self.runs):
             before = len(self.runs)
             self._merge(self.runs[-count:])
@@ -123,10 +138,6 @@ class Chain:
             self._write(runs[0].start, runs[-1].stop, count, merged(runs), rare)
         except UnusableRun as error:
             self.forget(error.run)
-            return
-        for run in runs:
-            self._remove(run)
-        self.refresh()
 
     def _write(
         self, start: int, stop: int, count: int, parts: Iterable[tuple[U64, U64]], rare: I64
@@ -162,6 +173,17 @@ class Chain:
             chain.append(longest[at])
             at = chain[-1].stop
         return chain
+
+    def _drop_taken_in(self) -> None:
+        """Remove runs within longer ones; where that is not allowed, they are passed over."""
+        reached = -1
+        for run in sorted(self._open.values(), key=lambda run: (run.start, -run.stop)):
+            if run.stop > reached:
+                reached = run.stop
+                continue
+            with suppress(OSError):
+                run.path.unlink(missing_ok=True)
+                del self._open[run.path.name]
 
     def _remove(self, run: Run) -> None:
         self._open.pop(run.path.name, None)

@@ -8,8 +8,8 @@
             MOVE   the record is a key change: it stands under the old key and under the new one
 
 What concerns all rows of a relation stands apart, by relation: a truncate or the begin of a copy (a
-RESET, behind which no earlier row counts) and a loss. What identifies a row under a schema version
-without a key is not indexed.
+RESET, behind which no earlier row counts) and a loss. Rows under a schema version that names no
+columns for them (`Schema.row_key`) are not indexed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def entries_of(piece: Piece, keys: Mapping[int, Sequence[int]] | None = None) ->
     offsets = piece.offset_of_slot()
     parts = []
     for rows in split.rows:
-        columns = rows.schema.key_indexes if keys is None else keys.get(rows.schema.id, ())
+        columns = rows.schema.row_key if keys is None else keys.get(rows.schema.id, ())
         if columns:
             parts.append(_of_rows(rows, offsets[rows.slots], columns))
     hashes, places = _joined(part[0] for part in parts), _joined(part[1] for part in parts)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from eventlog.changes.arrow import frame
 from eventlog.changes.codec import codec
 from eventlog.changes.cut import utc
 from eventlog.changes.decoding import json_line, json_value
@@ -22,6 +23,9 @@ from eventlog.engine.times import record_time
 from eventlog.errors import UsageError
 from eventlog.history.hashing import EVENTS, key_hash
 from eventlog.history.key_index import UNWRITABLE, Progress, key_index
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _GONE = object()
 
@@ -93,6 +97,16 @@ class EventHistory:
         """The events as lines of JSON, without line ends."""
         return map(json_line, self.as_json())
 
+    def to_arrow(self) -> pa.Table:
+        """The events as an Arrow table: `_offset`, `_time`, `_life`, `key`, `value` (JSON text)."""
+        from eventlog.history.version_tables import event_versions
+
+        return event_versions((event, life) for event, life, _ in self._found())
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame of `to_arrow()`."""
+        return frame(self.to_arrow())
+
     def _found(self) -> Iterator[tuple[Event, int, dict[str, tuple[Any, Any]] | None]]:
         life, before = 0, _GONE
         for event in self._events():
@@ -114,6 +128,7 @@ class EventHistory:
         batch: Stretch | None = None
         for offset, _ in found.places(hashes, low, self.stop):
             if batch is None or offset >= batch.entry.stop:
+                batch = None  # Its memory is what the next one takes.
                 batch = self._batch(offset)
             event = None if batch is None else _event(batch, offset)
             if event is not None and event.key == self.key:

@@ -1,4 +1,4 @@
-"""The hash of a key's texts: what the key index is sorted by (version 1).
+"""The hash of a key's texts: what the key index is sorted by.
 
 ::
 
@@ -24,8 +24,11 @@ import xxhash
 
 from eventlog.changes.split import Bytes, Texts
 
-VERSION = 1
-"""Stored in every run: other versions are rebuilt."""
+VERSION = 2
+"""Of the hash and of what is indexed, stored in every run: other versions are rebuilt.
+
+Version 1 knew no primary keys under REPLICA IDENTITY FULL.
+"""
 
 EVENTS = 2**32
 """What stands for the relation where the keys are those of events."""

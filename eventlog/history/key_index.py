@@ -18,6 +18,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from eventlog.changes.reading import pieces
 from eventlog.changes.schemas import SchemaHistory
@@ -63,6 +64,7 @@ class KeyIndex:
         self._lock = threading.RLock()
         self._tail: list[MemoryRun] = []
         self._tail_start = self._tail_stop = 0
+        self._was_mended = False
 
     def runs(self) -> list[Run]:
         """The runs that are in use, in the order of their offsets."""
@@ -131,6 +133,7 @@ class KeyIndex:
 
     def _extend(self, stop: int, tail: int, progress: Progress | None) -> None:
         """Write runs until at most `tail` offsets below `stop` are left, or note why not."""
+        self._mend()
         self.unwritable = ""
         seen, patient_until = -1, 0.0
         while stop - self._chain.end > tail:
@@ -139,23 +142,31 @@ class KeyIndex:
             elif time.monotonic() > patient_until:
                 return
             try:
-                if not self._build_alone(stop, progress):
+                if not self._alone(lambda: self._build(stop, progress)):
                     time.sleep(_LOOK_S)
             except (EnvironmentFault, OSError) as error:
                 self.unwritable = str(error)
                 return
             self._chain.refresh()
 
-    def _build_alone(self, stop: int, progress: Progress | None) -> bool:
-        """Build, unless another process is at it; tells whether that was done."""
+    def _mend(self) -> None:
+        """Once, finish what a writer was killed at; one that lives does so itself."""
+        if not self._was_mended:
+            self._was_mended = True
+            if self._chain.is_unfinished:
+                # What is left over is passed over where nothing may be written.
+                with suppress(EnvironmentFault, OSError):
+                    self._alone(lambda: None)
+
+    def _alone(self, write: Callable[[], None]) -> bool:
+        """Write, unless another process is at it; tells whether that was done."""
         self._chain.make_folder()
         lock = FileLock.take(self._chain.folder / LOCK)
         if lock is None:
             return False
         try:
-            self._chain.sweep()
-            self._chain.refresh()
-            self._build(stop, progress)
+            self._chain.mend()
+            write()
         finally:
             lock.release()
         return True

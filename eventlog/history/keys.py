@@ -5,7 +5,8 @@
     Python          42   "x"   {"a": 1, "b": "x"}
     command line    42   col=val,col=val   {"a": 1, "b": "x"}
 
-A scalar is for a key of one column. A value is compared as text: 7 is not 7.00 of a numeric.
+A scalar is for a key of one column. A value is compared as text: 7 is not 7.00 of a numeric, and a
+float of Python is refused, as nothing tells which of its texts is meant.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ class WrittenKey(str):
 
 def key_names(schema: Schema) -> tuple[str, ...]:
     """The names of the key's columns. Raises UsageError for a table without a key."""
-    names = tuple(schema.names[place] for place in schema.key_indexes)
+    names = tuple(schema.names[place] for place in schema.row_key)
     if names:
         return names
     name = TableName(schema=schema.namespace, name=schema.name)
     why = {
-        "f": "its replica identity is FULL: the source does not say what its key is",
+        "f": "its replica identity is FULL, and no primary key of it is known",
         "n": "it has no replica identity",
     }.get(schema.identity, "it has no key")
-    raise UsageError(
-        f"rows of table {schema.table} cannot be told apart: {why}",
-        hint=f"all its changes are to be had by `eventlog read --table '{name}'`",
-    )
+    hint = f"all its changes are to be had by `eventlog read --table '{name}'`"
+    if schema.identity == "f":
+        hint += "; a primary key that it has is known from its next change in a new capture on"
+    raise UsageError(f"rows of table {schema.table} cannot be told apart: {why}", hint=hint)
 
 
 def key_texts(schema: Schema, key: Any) -> KeyTexts:
@@ -107,11 +108,19 @@ def _text(table: str, name: str, value: Any) -> bytes:
         return b"\\x" + bytes(value).hex().encode()
     if isinstance(value, datetime):
         return _datetime_text(value).encode()
-    if isinstance(value, int | float | Decimal | UUID | date):
+    if isinstance(value, Decimal):
+        return format(value, "f").encode()
+    if isinstance(value, int | UUID | date):
         return str(value).encode()
     item = getattr(value, "item", None)  # numpy's scalars
     if callable(item):
         return _text(table, name, item())
+    if isinstance(value, float):
+        raise UsageError(
+            f"{value!r} for {name!r} in the key of table {table} is a float, and one number has "
+            "several texts: 7, 7.0, 7.00",
+            hint="keys are compared as the source's text: give that, as in '7'",
+        )
     raise UsageError(
         f"{value!r} cannot be a value of {name!r} in the key of table {table}",
         hint="give it as the source writes it, as text",

@@ -61,7 +61,10 @@ class Trail:
     def stretches(self, key: KeyTexts) -> list[Stretch]:
         """The key's own stretch, and those of other keys that its rows bore before or after."""
         found = [Stretch(key=key, start=self._low, stop=self.stop)]
-        for offset, before, after in self._moves(key):
+        moves = self._view.places(self._keys.hashes(key), self._low, self.stop, flag=MOVE)
+        for offset, before, after in self._edges(key, moves):
+            if before is None or after is None:
+                continue
             if after == key:
                 found += self._back(before, offset, key)
             else:
@@ -76,18 +79,12 @@ class Trail:
             if (hashes := self._keys.hashes(stretch.key))
         ]
 
-    def _moves(self, key: KeyTexts) -> Iterator[tuple[int, KeyTexts, KeyTexts]]:
-        places = self._view.places(self._keys.hashes(key), self._low, self.stop, flag=MOVE)
-        for offset, before, after in self._edges(key, [places]):
-            if before is not None and after is not None:
-                yield offset, before, after
-
     def _back(self, key: KeyTexts, offset: int, own: KeyTexts) -> Iterator[Stretch]:
         """The stretches of the row that bore `key` until it changed at `offset`."""
         while key != own:
             start, before = self._reset_below(offset), None
             places = list(self._view.places(self._keys.hashes(key), start, offset, flag=EDGE))
-            for at, old, new in self._edges(key, ([place] for place in reversed(places))):
+            for at, old, new in self._edges(key, reversed(places)):
                 if new == key:
                     start, before = at, old
                 else:
@@ -103,7 +100,7 @@ class Trail:
         while key != own:
             stop, after = min(self._reset_above(offset) + 1, self.stop), None
             places = self._view.places(self._keys.hashes(key), offset + 1, stop, flag=EDGE)
-            for at, old, new in self._edges(key, [places]):
+            for at, old, new in self._edges(key, places):
                 stop = at
                 if old == key:
                     stop, after = at + 1, new
@@ -114,17 +111,15 @@ class Trail:
             key, offset = after, stop - 1
 
     def _edges(
-        self, key: KeyTexts, groups: Iterable[Iterable[tuple[int, int]]]
+        self, key: KeyTexts, places: Iterable[tuple[int, int]]
     ) -> Iterator[tuple[int, KeyTexts | None, KeyTexts | None]]:
-        """Where rows begin or end to bear a key: (offset, key before, key after).
-
-        Offsets ascend within a group.
-        """
-        for places in groups:
-            for located in self._picker.at(offset for offset, _ in places):
+        """Where rows begin or end to bear a key: (offset, key before, key after)."""
+        for offset, _ in places:
+            located = self._picker.one(offset)
+            if located is not None:
                 before, after = keys_of(located, self._keys)
                 if before != after and key in (before, after):
-                    yield located.offset, before, after
+                    yield offset, before, after
 
     def _reset_below(self, offset: int) -> int:
         """The first offset behind the last reset below `offset`."""

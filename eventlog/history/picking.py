@@ -1,12 +1,13 @@
 """Reading single records of a captured stream by their offsets: only their batches are read.
 
-Offsets that follow each other in one batch cost one reading of it, and the last few batches are
-kept. What is erased, compacted or lost has no record any more and is passed over.
+Offsets that follow each other in one batch cost one reading of it. There is one batch in memory at
+a time, which goes before the next one comes: so that takes its place, in pages that are there
+already, while fresh ones would cost half as much again as reading it. What is erased, compacted or
+lost has no record any more and is passed over.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -17,8 +18,11 @@ from eventlog.changes.reading import Moment, Piece, pieces
 from eventlog.changes.schemas import SchemaHistory
 from eventlog.engine import Engine, IndexEntry
 
-KEPT_BATCHES = 4
-"""Some MB at most; following a row and then printing it read the same ones twice."""
+KEPT_RECORDS = 64
+"""Following a row through its keys and then printing it ask for the same ones twice."""
+
+KEPT_BYTES = 4096
+"""The values of a record that is kept: more are as well read again."""
 
 GROUP_RECORDS = 4096
 """Offsets of one batch that are decoded together."""
@@ -31,40 +35,56 @@ class Picker:
         self._engine = engine
         self._history = history
         self._relations = frozenset([relation])
-        self._kept: OrderedDict[int, Piece] = OrderedDict()
+        self._piece: Piece | None = None
+        self._kept: dict[int, Located] = {}
 
     def at(self, offsets: Iterable[int]) -> Iterator[Located]:
         """The records at ascending offsets, read as they are iterated. Raises DamagedLog."""
         group: list[int] = []
-        piece: Piece | None = None
+        stop = 0
         for offset in offsets:
-            if group and piece is not None:
-                if offset < piece.entry.stop and len(group) < GROUP_RECORDS:
-                    group.append(offset)
-                    continue
-                yield from self._located(piece, group)
-            piece, group = self._piece(offset), [offset]
-        if group and piece is not None:
-            yield from self._located(piece, group)
+            kept = self._kept.get(offset)
+            if group and (kept is not None or offset >= stop or len(group) == GROUP_RECORDS):
+                yield from self._located(group)
+                group = []
+            if kept is not None:
+                yield kept
+                continue
+            if not group:
+                stop = self._load(offset)
+            group.append(offset)
+        if group:
+            yield from self._located(group)
 
     def one(self, offset: int) -> Located | None:
-        """The record at an offset; None where it cannot be read any more."""
-        return next(self.at([offset]), None)
+        """The record at an offset; None where it cannot be read any more. Raises DamagedLog.
 
-    def _piece(self, offset: int) -> Piece | None:
-        """The batch that holds an offset."""
-        for first, kept in self._kept.items():
-            if first <= offset < kept.entry.stop:
-                self._kept.move_to_end(first)
-                return kept
-        found = next(pieces(self._engine, self._history, offset, offset + 1), None)
-        if found is not None:
-            self._kept[found.entry.first_offset] = found
-            if len(self._kept) > KEPT_BATCHES:
-                self._kept.popitem(last=False)
+        Kept, if it is small, for when `at` comes by.
+        """
+        found = self._kept.get(offset)
+        if found is None:
+            self._load(offset)
+            found = next(self._located([offset]), None)
+            if found is not None and _size(found) <= KEPT_BYTES:
+                if len(self._kept) == KEPT_RECORDS:
+                    del self._kept[next(iter(self._kept))]
+                self._kept[offset] = found
         return found
 
-    def _located(self, piece: Piece, offsets: list[int]) -> Iterator[Located]:
+    def _load(self, offset: int) -> int:
+        """Have the batch that holds an offset; returns where it ends."""
+        piece = self._piece
+        if piece is None or not piece.entry.first_offset <= offset < piece.entry.stop:
+            piece = self._piece = None
+            found = pieces(self._engine, self._history, offset, offset + 1)
+            piece = self._piece = next(found, None)
+        return offset + 1 if piece is None else piece.entry.stop
+
+    def _located(self, offsets: list[int]) -> Iterator[Located]:
+        """Records of the batch that was loaded last, which holds them all, if there is one."""
+        piece = self._piece
+        if piece is None:
+            return
         slots, places = piece.entry.readable_slots(offsets[0], offsets[-1] + 1)
         if len(places) != len(offsets):
             wanted = set(offsets)
@@ -74,6 +94,12 @@ class Picker:
         for offset, raw in chosen.changes():
             schema = None if raw.relation is None else piece.schemas[raw.relation]
             yield Located(offset, raw, schema, piece.codec, _moment(piece.entry, raw.slot))
+
+
+def _size(located: Located) -> int:
+    """The bytes of a record's values."""
+    rows = (located.raw.old or (), located.raw.new or ())
+    return sum(len(text) for row in rows for text in row if isinstance(text, bytes))
 
 
 def _moment(entry: IndexEntry, slot: int) -> Moment:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eventlog.changes.arrow import Conversion, Unfit, frame
 from eventlog.changes.change import ABSENT, UNCHANGED, Change
 from eventlog.changes.codec import Form, Loader
 from eventlog.changes.decoding import Decoder, Located, json_line
@@ -29,6 +30,9 @@ from eventlog.history.lives import Life, Lives, Stretch, Trail
 from eventlog.history.picking import Picker
 from eventlog.history.row_keys import RowKeys
 from eventlog.history.view import View
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +113,24 @@ class RowHistory:
     def json_lines(self) -> Iterator[str]:
         """The versions as lines of JSON, without line ends."""
         return map(json_line, self.as_json())
+
+    def to_arrow(
+        self, *, cast: Mapping[str, str] | None = None, unfit: Unfit = "raise"
+    ) -> pa.Table:
+        """The versions as an Arrow table: `_offset`, `_op`, `_time`, `_life`, then the columns.
+
+        The columns are the table's as of `stop`; a delete shows what the source sent of the old
+        row. For `cast` and `unfit` see `Table.to_arrow`. Raises ValueDoesNotFit.
+        """
+        from eventlog.history.version_tables import row_versions
+
+        conversion = Conversion(cast=cast or {}, unfit=unfit)
+        found = ((located, life) for located, life, _ in self._found())
+        return row_versions(self._engine, self._history, self._schema, found, self.stop, conversion)
+
+    def to_pandas(self, *, cast: Mapping[str, str] | None = None, unfit: Unfit = "raise") -> Any:
+        """A pandas DataFrame of `to_arrow()`."""
+        return frame(self.to_arrow(cast=cast, unfit=unfit))
 
     def _found(self) -> Iterator[tuple[Located, int, Row | None]]:
         """Each version, filled, with the number of its life and the row before."""

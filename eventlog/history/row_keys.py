@@ -5,7 +5,8 @@ the version                           its records
 ====================================  =============================================================
 has the same columns in its key       are in the key index
 has no key, or one that holds these   hold these columns in every row; found by reading them all
-columns and more
+columns and more; or is under
+REPLICA IDENTITY FULL
 has another key                       do not tell which row they are of: the history begins behind
 ====================================  =============================================================
 
@@ -35,7 +36,7 @@ class RowKeys:
         self.scanned: dict[int, tuple[int, ...]] = {}
         self.strangers: list[Schema] = []
         self._places: dict[int, tuple[int, ...]] = {}
-        self._orders = {tuple(range(len(target.key_indexes)))}
+        self._orders = {tuple(range(len(target.row_key)))}
         for version in versions:
             self._add(target, version)
 
@@ -59,10 +60,11 @@ class RowKeys:
 
     def _add(self, target: Schema, version: Schema) -> None:
         mapped = places(version, target)
-        at = tuple(mapped[place] for place in target.key_indexes)
+        at = tuple(mapped[place] for place in target.row_key)
         whole = tuple(place for place in at if place is not None)
-        own = version.key_indexes
-        if len(whole) < len(at) or (own and not set(whole) <= set(own)):
+        own = version.row_key
+        is_full = version.identity == "f"
+        if len(whole) < len(at) or (own and not is_full and not set(whole) <= set(own)):
             self.strangers.append(version)
             return
         self._places[version.id] = whole

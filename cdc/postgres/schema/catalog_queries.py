@@ -69,7 +69,8 @@ with recursive tree as (
 
 STORAGE = _LEAVES + "select oid::int8, relfilenode::int8 from leaf"
 
-# A partitioned table has no fast defaults itself, its partitions have.
+# A partitioned table has no fast defaults itself, its partitions have. An int2vector counts from 0;
+# what an index only includes comes behind its keys.
 COLUMNS = (
     _LEAVES
     + """
@@ -83,14 +84,19 @@ COLUMNS = (
 select a.attnum, a.attname, a.atttypid::int8, a.atttypmod,
        exists (
            select from pg_index i join pg_class c on c.oid = i.indrelid
-            where i.indrelid = a.attrelid and a.attnum = any(i.indkey::int2[])
-              and i.indisvalid and (
+            where i.indrelid = a.attrelid and i.indisvalid
+              and a.attnum = any((i.indkey::int2[])[:i.indnkeyatts - 1]) and (
                 (c.relreplident = 'd' and i.indisprimary and i.indimmediate)
                 or (c.relreplident = 'i' and i.indisreplident)
             )
        ),
        a.attgenerated::text, a.attisdropped, a.atthasdef or a.attidentity <> '',
-       coalesce(m.texts, '{}'), coalesce(m.all_leaves, false), a.xmin::text::int8
+       coalesce(m.texts, '{}'), coalesce(m.all_leaves, false), a.xmin::text::int8,
+       exists (
+           select from pg_index i where i.indrelid = a.attrelid and i.indisprimary
+              and i.indisvalid and i.indimmediate
+              and a.attnum = any((i.indkey::int2[])[:i.indnkeyatts - 1])
+       )
   from pg_attribute a left join missing m on m.attname = a.attname and not a.attisdropped
  where a.attrelid = %(oid)s and a.attnum > 0
  order by a.attnum

@@ -28,7 +28,8 @@ class CatalogColumn:
 
     `missing` is the text of its fast default, which rows older than the column have; None if it has
     none, and then `missing_known` tells whether that is true of all partitions. `has_default`: new
-    rows get a value by themselves. `virtual`: generated when read, and never sent.
+    rows get a value by themselves. `virtual`: generated when read, and never sent. `primary`: it is
+    of the primary key, one that holds at every moment.
     """
 
     attribute: int
@@ -42,6 +43,7 @@ class CatalogColumn:
     has_default: bool = False
     missing_known: bool = True
     xmin: int = 0
+    primary: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +112,7 @@ def describe_relation(
         identity=head[2],
         columns=tuple(_column(row) for row in columns if not row[6]),
         types={row[0]: _type(row) for row in types},
-        dropped={row[0]: row[-1] for row in columns if row[6]},
+        dropped={row[0]: row[10] for row in columns if row[6]},
         storage=dict(storage),
         published=frozenset(n for one in lists for n in one) if lists and all(lists) else None,
         generated_sent=any(row[2] for row in naming) if names else None,
@@ -136,7 +138,7 @@ def _sent(version: int) -> str:
 
 def _column(row: Sequence[object]) -> CatalogColumn:
     attribute, name, type_id, typmod, key, generated, _, has_default = row[:8]
-    texts, all_leaves, xmin = row[8:]
+    texts, all_leaves, xmin, primary = row[8:]
     assert isinstance(texts, list)
     one = len(texts) == 1 and bool(all_leaves)
     return CatalogColumn(
@@ -151,6 +153,7 @@ def _column(row: Sequence[object]) -> CatalogColumn:
         missing=_only_element(texts[0]) if one else None,
         missing_known=one or not texts,
         xmin=xmin,  # type: ignore[arg-type]
+        primary=bool(primary),
     )
 
 

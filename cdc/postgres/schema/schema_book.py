@@ -130,7 +130,7 @@ class SchemaBook:
         """Note that the catalog has another name for a relation; returns the new version's number.
 
         None where the relation has no version, or has that name. REQUIRES: what the relation
-        changed under its earlier name is stored.
+        changed under its earlier name is stored; a record of the new version comes next.
         """
         known = self._current.get(relation)
         if known is None or (known.namespace, known.name) == (namespace, name):
@@ -261,6 +261,8 @@ def schema_of(relation: CatalogRelation, names: Collection[str] | None = None) -
     full = relation.identity == "f"
     if names is None:
         names = {c.name for c in relation.columns if not c.generated or relation.generated_sent}
+    sent = [c for c in relation.columns if c.name in names and not c.virtual]
+    primary = _primary(relation if full else None, [c.attribute for c in sent])
     return Schema(
         id=0,
         offset=0,
@@ -277,9 +279,9 @@ def schema_of(relation: CatalogRelation, names: Collection[str] | None = None) -
                 key=full or column.key,
                 attribute=column.attribute,
                 missing=column.missing,
+                primary=column.attribute in primary,
             )
-            for column in relation.columns
-            if column.name in names and not column.virtual
+            for column in sent
         ),
         types=relation.types,
     )
@@ -294,6 +296,7 @@ def _announced(
             Column(name=c.name, type=c.type, typmod=c.typmod, key=c.key) for c in message.columns
         )
     else:
+        primary = _primary(relation if message.identity == "f" else None, numbers)
         found = tuple(
             Column(
                 name=sent.name,
@@ -302,6 +305,7 @@ def _announced(
                 key=sent.key,
                 attribute=number,
                 missing=columns[number].missing if number in columns else None,
+                primary=number in primary,
             )
             for sent, number in zip(message.columns, numbers, strict=True)
         )
@@ -316,6 +320,13 @@ def _announced(
         types={} if relation is None else relation.types,
         inferred=numbers is None,
     )
+
+
+def _primary(relation: CatalogRelation | None, sent: Collection[int]) -> frozenset[int]:
+    """The attributes of the primary key, where all of them are sent."""
+    columns = () if relation is None else relation.columns
+    found = frozenset(c.attribute for c in columns if c.primary)
+    return found if found.issubset(sent) else frozenset()
 
 
 def _same(one: Schema, other: Schema) -> bool:

@@ -6,6 +6,10 @@ The event stream `transforms` has one event per version, under the key `name@ver
 
 `source` is what the digest was taken over, so that years later the log can still say what was run.
 An event's id is its key, so that two processes that register at once store one of the two.
+
+Nothing of the stream is dropped: without its event a version could be given another source. Earlier
+releases let retention drop some. Of these versions the ids still tell that they were there, and
+they are refused, as what they were is not known any more.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from typing import Any
 from eventlog.changes.event_view import EventView
 from eventlog.codecs.events import CODEC
 from eventlog.engine import Append, Engine, Plan, batch_of_one, now_us
-from eventlog.errors import TransformRefused, UnknownStream
+from eventlog.errors import TransformRefused, UnknownStream, UsageError
 from eventlog.snapshots.transform.definition import Transform
 
 STREAM = "transforms"
@@ -51,7 +55,8 @@ def stored_once(
 ) -> dict[str, Any] | None:
     """The event of stream `transforms` under that key; where there is none, it is stored now.
 
-    Without `fresh` none is stored, and None returned.
+    Without `fresh` none is stored, and None returned. Raises TransformRefused where there was one
+    that retention has dropped.
     """
     found = _stored(engine, key)
     if found is None and fresh:
@@ -59,8 +64,22 @@ def stored_once(
         record = CODEC.encoder().one(key, value)
         batch = batch_of_one(CODEC.id, record, time_us=now_us())
         engine.commit(Plan(appends=[Append(stream=STREAM, batches=[batch], ids=(key,))]))
-        found = _stored(engine, key) or value
+        found = _stored(engine, key)
+        if found is None:
+            raise TransformRefused(
+                f"this log knew {key!r}, and what it was has been dropped from stream {STREAM!r}",
+                hint="take another version of the transform, and for a derived stream another name",
+            )
     return found
+
+
+def require_no_registry(stream: str) -> None:
+    """Raise UsageError for the stream of which nothing may be dropped."""
+    if stream == STREAM:
+        raise UsageError(
+            f"stream {STREAM!r} says which source each version of a transform had, for good",
+            hint="it is small; retention is for the streams beside it",
+        )
 
 
 def _stored(engine: Engine, key: str) -> dict[str, Any] | None:
