@@ -5,7 +5,8 @@ One slot holds a backlog of inserted rows. Each contender takes a fresh copy of 
 processes of their own. The server does not flush (fsync=off), so that the disk is the log's alone.
 The limit is the server's walsender, whose CPU is shown beside. It sends every row by itself, so a
 receiver that lets some gather makes it faster, too: how fast is what the capture's own transport
-reaches with nothing behind it (`drained`).
+reaches with nothing behind it (`drained`), and what it reaches through libpq, which it uses where a
+connection is encrypted.
 
 Wall time counts from the start of streaming (`rate`), and from the start of the process
 (`rate, whole process`). `pg_recvlogical` starts to stream within its first hundredth of a second,
@@ -42,7 +43,8 @@ FREE_S = 30.0
 PEER = "pg_recvlogical"
 CAPTURE = "eventlog capture"
 DRAIN = "drained"
-ROLES = {PEER: "peer", CAPTURE: "subject", DRAIN: "limit"}
+LIBPQ = "drained through libpq"
+ROLES = {PEER: "peer", CAPTURE: "subject", DRAIN: "limit", LIBPQ: "peer"}
 
 RATE = "rate"
 PROCESS_RATE = "rate, whole process"
@@ -112,8 +114,11 @@ def run(options: Options) -> Result:
         def limit() -> Sample:
             return _measured(backlog, next(numbers), directory, _drained)
 
+        def libpq() -> Sample:
+            return _measured(backlog, next(numbers), directory, _drained_through_libpq)
+
         taken = in_turn(
-            {PEER: peer, CAPTURE: subject, DRAIN: limit},
+            {PEER: peer, CAPTURE: subject, DRAIN: limit, LIBPQ: libpq},
             samples=options.samples,
             note=lambda text: options.note(f"capture: {text}"),
         )
@@ -132,6 +137,16 @@ def run(options: Options) -> Result:
         )
         for to in (PEER, DRAIN)
         for quantity in (RATE, PROCESS_RATE, CPU, PROCESS_CPU)
+    )
+    ratios += tuple(
+        Ratio(
+            case=case,
+            quantity=quantity,
+            of=DRAIN,
+            to=LIBPQ,
+            samples=ratio_samples(taken, quantity, of=DRAIN, to=LIBPQ),
+        )
+        for quantity in (RATE, CPU)
     )
     about: dict[str, Any] = {
         "postgres": version,
@@ -229,9 +244,13 @@ def _capture(backlog: Backlog, slot: str, directory: Path) -> dict[str, float]:
     return _sample_told(backlog, used)
 
 
-def _drained(backlog: Backlog, slot: str, directory: Path) -> dict[str, float]:
+def _drained_through_libpq(backlog: Backlog, slot: str, directory: Path) -> dict[str, float]:
+    return _drained(backlog, slot, directory, "libpq")
+
+
+def _drained(backlog: Backlog, slot: str, directory: Path, *way: str) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.drain_process"]
-    command += [DSN_VARIABLE, slot, PUBLICATION, str(backlog.rows)]
+    command += [DSN_VARIABLE, slot, PUBLICATION, str(backlog.rows), *way]
     return _sample_told(backlog, run_child(command, {DSN_VARIABLE: backlog.server.dsn}, directory))
 
 

@@ -2,10 +2,10 @@
 
 ::
 
-    python -m benchmarks.drain_process DSN_VARIABLE SLOT PUBLICATION ROWS
+    python -m benchmarks.drain_process DSN_VARIABLE SLOT PUBLICATION ROWS [libpq]
 
-It counts the inserts that come and forgets them. One JSON line tells what
-`benchmarks.capture_process` tells.
+It counts the inserts that come and forgets them. With `libpq` they come through libpq, as they do
+over an encrypted connection. One JSON line tells what `benchmarks.capture_process` tells.
 """
 
 from __future__ import annotations
@@ -19,16 +19,23 @@ import numpy as np
 from cdc.postgres.assembler import XLOG_HEAD
 from cdc.postgres.connection import connect_replication
 from cdc.postgres.protocol.frames import Frames
-from cdc.postgres.protocol.libpq import ReplicationStream, Wake
+from cdc.postgres.protocol.libpq import LibpqStream
 from cdc.postgres.protocol.lsn import Lsn
+from cdc.postgres.protocol.replication import start_command, start_replication
+from cdc.postgres.protocol.transport import Transport, Wake
 from cdc.postgres.streaming import GATHER_S, IDLE_READ_S
 
 
-def main(dsn_variable: str, slot: str, publication: str, rows: str) -> None:
+def main(dsn_variable: str, slot: str, publication: str, rows: str, way: str = "") -> None:
     """Receive so many inserts from the slot."""
     wake = Wake()
     conn = connect_replication(f"env:{dsn_variable}")
-    stream = ReplicationStream(conn, slot, Lsn(0), [publication], wake)
+    stream: Transport
+    if way == "libpq":
+        conn.pgconn.send_query(start_command(conn, slot, Lsn(0), [publication]))
+        stream = LibpqStream(conn, slot, wake)
+    else:
+        stream = start_replication(conn, slot, Lsn(0), [publication], wake)
     started, cpu_started = time.monotonic(), time.process_time()
     records = 0
     while records < int(rows):

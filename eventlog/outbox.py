@@ -335,10 +335,10 @@ class _Spool:
         batch = Batch(body=body, transactions=transaction)
         most = COMMIT_BYTES if self._owner is None else self._owner.commit_bytes
         most = IDS_BYTES_MAX if self._ids else most
-        if self.bytes + len(batch.body.data) > most:
+        if self.bytes + batch.body.size > most:
             self.stage()
         self._batches.append(batch)
-        self.bytes += len(batch.body.data)
+        self.bytes += batch.body.size
         self._back += len(self._records)
         self._records, self._lengths, self._size = [], [], 0
 

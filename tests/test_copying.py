@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from itertools import pairwise
 from typing import Any
@@ -11,17 +12,21 @@ from typing import Any
 import msgpack
 import psycopg
 import pytest
+from psycopg import sql
 
 import eventlog
 from cdc.errors import CaptureError, PermissionMissing, ServerError
 from cdc.postgres.connection import Connection, connect
-from cdc.postgres.copy import chunks, copy_socket
+from cdc.postgres.copy import chunks
 from cdc.postgres.copy.chunks import CopyCursor, Pace
 from cdc.postgres.copy.copying import CopyProgress, copy_tables
 from cdc.postgres.copy.ranges import Range, Tid
 from cdc.postgres.copy.snapshot_reader import Job, Snapshot, SnapshotReader
 from cdc.postgres.copy.throttle import Throttle
+from cdc.postgres.protocol import plain_socket
+from cdc.postgres.protocol.frames import Frames, Run
 from cdc.postgres.protocol.lsn import Lsn
+from cdc.postgres.protocol.plain_socket import PlainSocket
 from cdc.postgres.schema import catalog
 from cdc.postgres.schema.catalog import Table
 from eventlog.changes.schema import Column, Schema
@@ -46,7 +51,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way to read rows: as if the answer were encrypted, libpq reads it."""
     if request.param == "libpq":
-        monkeypatch.setattr(copy_socket, "_ANSWERS", b"")
+        monkeypatch.setattr(plain_socket, "_SAYS", b"")
 
 
 class Copy:
@@ -290,6 +295,42 @@ def test_rows_that_are_too_wide_for_a_chunk_come_in_smaller_ranges(
     assert copy.lines() == expected
 
 
+@pytest.mark.usefixtures("small_chunks", "way")
+def test_rows_larger_than_a_chunk_are_held_one_at_a_time(
+    copy: Copy, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small ones are read ahead; these could fill the memory."""
+    database.execute(
+        "create table wide (id int, body text); alter table wide alter body set storage external;"
+        "insert into wide select i, case when i % 50 = 7 then repeat('x', 700000) end"
+        " from generate_series(1, 400) i"
+    )
+    events: list[str] = []
+    read, store = SnapshotReader.read, Copy._store
+
+    def watched_read(reader: SnapshotReader, job: Job, rng: Range, **how: bool) -> Any:
+        future = read(reader, job, rng, **how)
+
+        def came(done: Future[Run | None]) -> None:
+            lines = None if done.cancelled() else done.result()
+            if lines is not None and len(lines.data) > 700_000:
+                events.append("large")
+
+        future.add_done_callback(came)
+        return future
+
+    def watched_store(stored: Copy, job: Job, batches: list[Batch], cursor: CopyCursor) -> None:
+        store(stored, job, batches, cursor)
+        if any(batch.body.size > 700_000 for batch in batches):
+            events.append("stored")
+
+    monkeypatch.setattr(SnapshotReader, "read", watched_read)
+    monkeypatch.setattr(Copy, "_store", watched_store)
+    assert copy.run("public.wide", workers=3)
+    assert events == ["large", "stored"] * 8
+    assert copy.lines() == lines_of(database, copy.table("public.wide"))
+
+
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("stores", [1, 7, 40])
 def test_a_stop_ends_the_copy_and_the_cursor_tells_which_rows_are_in_the_log(
@@ -468,13 +509,13 @@ def test_a_change_that_waits_for_the_copy_does_not_stop_it(
     changing = threading.Thread(target=alter)
     read = SnapshotReader.read
 
-    def read_later(reader: SnapshotReader, job: Job, rng: Range) -> Any:
+    def read_later(reader: SnapshotReader, job: Job, rng: Range, **how: bool) -> Any:
         # One connection has opened the table, and no other touched it.
         if not changing.ident:
             changing.start()
             # What needs the table's index alone does not even wait.
             until(lambda: database.value(blocked) or not changing.is_alive(), "a change")
-        return read(reader, job, rng)
+        return read(reader, job, rng, **how)
 
     monkeypatch.setattr(SnapshotReader, "read", read_later)
     assert copy.run("public.items", workers=3)
@@ -577,6 +618,27 @@ def test_a_cancelled_chunk_leaves_the_connection_usable(database: Database) -> N
         run = chunks.fetch(conn, copy, bytes_max=None)
         assert run is not None
         assert run.data == b"".join(lines_of(database, table))
+
+
+def test_a_row_that_is_too_large_is_given_up_when_it_begins(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: list[Frames] = []
+    read = PlainSocket.read
+
+    def watched(plain: PlainSocket, **how: float) -> Frames | None:
+        frames = read(plain, **how)
+        whole.extend([] if frames is None else [frames])
+        return frames
+
+    monkeypatch.setattr(PlainSocket, "read", watched)
+    copy = sql.Composed([sql.SQL("copy (select repeat('x', 40000000)) to stdout")])
+    with closing(connect(database.dsn)) as conn:
+        assert chunks.fetch(conn, copy, bytes_max=1_000_000) is None
+        assert whole == []
+        assert conn.execute("select 7").fetchone() == (7,)
+        run = chunks.fetch(conn, copy, bytes_max=None)
+    assert run is not None and run.data == b"x" * 40_000_000 + b"\n"
 
 
 def test_the_parts_of_a_range_are_that_range(database18: Database) -> None:

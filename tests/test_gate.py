@@ -18,6 +18,7 @@ from hypothesis import given
 from cdc.errors import HashKeyFault
 from cdc.postgres.copy_codec import CODEC as COPY
 from cdc.postgres.pgoutput import CODEC as PGOUTPUT
+from cdc.postgres.privacy import gate as gate_module
 from cdc.postgres.privacy import hash_key
 from cdc.postgres.privacy.gate import Gate
 from cdc.postgres.protocol.frames import Run
@@ -96,6 +97,21 @@ def copy_line(*values: bytes | None) -> bytes:
 
 
 GATE = Gate(names("public.people.email"), KEY)
+
+
+def test_a_large_line_is_rewritten_as_small_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes as a view, and is looked at in steps."""
+    monkeypatch.setattr(gate_module, "_STEP_BYTES", 7)
+    schema = people(GATE)
+    for value in (None, b"", b"x", b"\t" * 30, b"a" * 100, b"\\N", b"\n"):
+        for other in (None, b"", b"y" * 50):
+            line = copy_line(b"1", value, other)
+            view = Run(data=memoryview(line), ends=np.array([len(line)]))
+            assert GATE.lines(view, schema).data == GATE.lines(run_of([line]), schema).data
+    for bad in (b"1\t2\n", b"1\t2\t3\t4\n", b"1\t2\t3"):
+        view = Run(data=memoryview(bad), ends=np.array([len(bad)]))
+        with pytest.raises(WireError, match=r"values, but|is cut"):
+            GATE.lines(view, schema)
 
 
 @given(

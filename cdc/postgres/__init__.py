@@ -2,8 +2,8 @@
 
 ::
 
-    libpq ──frames──▶ assembler ──batches──▶ streaming ──plans──▶ eventlog.engine
-      ▲                   │ schema_book ◀── catalog
-      └── connection      └── wire, messages, builder
+    transport ──frames──▶ assembler ──batches──▶ streaming ──plans──▶ eventlog.engine
+      ▲                     │ schema_book ◀── catalog
+      └── connection        └── wire, messages, builder
     capture: setup ─▶ copying ─▶ streaming, and again       pgoutput, copy_codec: reading
 """

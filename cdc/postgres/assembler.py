@@ -34,7 +34,7 @@ from cdc.postgres.open_transaction import OpenTransaction
 from cdc.postgres.privacy.gate import Gate
 from cdc.postgres.protocol import messages as m
 from cdc.postgres.protocol import wire
-from cdc.postgres.protocol.frames import U8, Frames, Run, without_heads, words_at
+from cdc.postgres.protocol.frames import U8, Bytes, Frames, Run, without_heads, words_at
 from cdc.postgres.protocol.lsn import Lsn
 from cdc.postgres.schema.schema_book import SchemaBook
 from cdc.postgres.state import PGOUTPUT
@@ -224,7 +224,7 @@ class Assembler:
             return False
         assert self._barrier is not None
         if tag == b"M":
-            message = wire.parse(_payload(frames, i))
+            message = wire.parse(frames.content(i, XLOG_HEAD))
             assert isinstance(message, m.LogicalMessage)
             # One outside of transactions comes where it stands in the source's log.
             return not message.transactional and message.lsn >= self._barrier
@@ -332,7 +332,7 @@ class Assembler:
             opened.add(run, {relation: version})
 
     def _message(self, frames: Frames, i: int) -> None:
-        payload = _payload(frames, i)
+        payload = frames.content(i, XLOG_HEAD)
         message = wire.parse(payload)
         assert isinstance(message, m.LogicalMessage)
         own = message.prefix == OWN_PREFIX
@@ -352,7 +352,7 @@ class Assembler:
         self._reached = max(self._reached, Lsn(message.lsn + 1))
         if own:
             return
-        head = wire.parse_frame(frames[i])
+        head = wire.parse_frame(frames[i][:XLOG_HEAD])
         mark = TransactionMark(first=0, time_us=head.sent_us, tx=0, position=message.lsn)
         builder = BatchBuilder(codec=PGOUTPUT, marks=[mark])
         builder.add(_single(payload), {})
@@ -390,11 +390,11 @@ class Assembler:
 
 
 def _payload(frames: Frames, i: int, size: int | None = None) -> bytes:
-    payload = frames.data[int(frames.starts[i]) + XLOG_HEAD : int(frames.ends[i])]
+    payload = bytes(frames.content(i, XLOG_HEAD))
     if size is not None and len(payload) != size:
         raise wire.WireError(f"message {chr(payload[0])!r} has {len(payload)} bytes, not {size}")
     return payload
 
 
-def _single(record: bytes) -> Run:
+def _single(record: Bytes) -> Run:
     return Run(data=record, ends=np.array([len(record)]))

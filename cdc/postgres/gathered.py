@@ -54,7 +54,7 @@ class Gathered:
         """Take a batch to the end, as it is."""
         self._close()
         self._batches.append(batch)
-        self._bytes += len(batch.body.data)
+        self._bytes += batch.body.size
 
     def take(self) -> tuple[list[Batch], Lsn | None]:
         """Take all, and `staged_end`."""

@@ -9,6 +9,7 @@ from cdc.postgres.protocol import messages as m
 from cdc.postgres.protocol.frames import Run
 from cdc.postgres.state import PGOUTPUT
 from eventlog.engine import Batch
+from eventlog.engine.batch import BATCH_BYTES
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,13 +41,14 @@ class OpenTransaction:
                 self.builder.add(run if whole else run.cut(at, fits), versions)
                 self.count += fits - at
                 at = fits
-            if at < len(run):
+            # A large row by itself is stored as soon as it came, not when another one does.
+            if at < len(run) or self.builder.size > BATCH_BYTES:
                 self.close_batch()
 
     def close_batch(self) -> None:
         """Encode what the builder holds; the transaction goes on in a new one."""
         batch = self.builder.batch()
         self.batches.append(batch)
-        self.batches_bytes += len(batch.body.data)
+        self.batches_bytes += batch.body.size
         mark = replace(self.builder.marks[0], first=0)
         self.builder = BatchBuilder(codec=PGOUTPUT, back=self.count, marks=[mark])

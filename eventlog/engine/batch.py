@@ -42,7 +42,7 @@ class Batch:
     def fits_entry(self) -> bool:
         """Whether the body is so small that its index entry may hold it."""
         words = _TRANSACTION_BYTES * len(self.transactions) + _RELATION_BYTES * len(self.relations)
-        return len(self.body.data) + words <= INLINE_BYTES_MAX
+        return self.body.size + words <= INLINE_BYTES_MAX
 
     def entry(self, payload_id: int) -> IndexEntry:
         """The entry for this batch, to be moved to its place by the commit.
@@ -60,7 +60,7 @@ class Batch:
             first_offset=0,
             payload_id=payload_id,
             payload_checksum=body.checksum,
-            body_bytes=len(body.data),
+            body_bytes=body.size,
             slots=body.count,
             records=body.count - dropped,
             time_running_max=int(self.transactions.time.max()),

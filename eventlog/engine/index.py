@@ -57,6 +57,9 @@ RAW = "raw"
 BODY = "body"
 """In an entry's map: the payload's body itself, where it is small. The payload id is 0 then."""
 
+UNFINISHED = "unfinished"
+"""In a staged entry's map: parts of its payload are still to come, each few in a commit."""
+
 LIVE, DROPPED, ERASED, COMPACTED, LOST = range(5)
 
 U32 = npt.NDArray[np.uint32]
@@ -185,8 +188,9 @@ class IndexEntry:
         )
 
     def with_position(self, position: int) -> IndexEntry:
-        """The same entry, with `position` as that of all its transactions."""
-        positions = np.full(len(self.transactions), position, np.uint64)
+        """The same entry, with `position` as that of its transactions which have none (0)."""
+        known = self.transactions.position
+        positions = np.where(known == 0, np.uint64(position), known)
         transactions = dataclasses.replace(self.transactions, position=positions)
         return dataclasses.replace(self, transactions=transactions)
 

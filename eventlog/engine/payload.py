@@ -14,6 +14,9 @@ everything after the header.
 
 Compressed bodies differ in size. Zeros after the body fill the last part up to one of a few numbers
 of pages, so that pages that are freed fit what comes later.
+
+A body may be of 4 GB. A large one is never joined into one piece: what it was made of is hashed,
+compressed and cut into parts where it is.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +46,11 @@ NONE, ZSTD = 0, 1
 COMPRESS_BYTES_MIN = 2048
 """A body that is smaller shares a page with others: compressed, it would not free one."""
 
+JOIN_BYTES_MAX = 1 << 20
+"""A body of no more is one piece: joining costs less than handling several."""
+
 _LEVEL = 1
+_STEP_BYTES = 1 << 20
 _SIZES = [pages * 4096 - 16 for pages in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)]
 _MAGIC = b"EVLB"
 _VERSION = 1
@@ -52,29 +59,49 @@ _SUM = struct.Struct("<Q")
 _END = struct.Struct("<I")
 
 Positions = npt.NDArray[np.uint32]
+Bytes: TypeAlias = bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Body:
-    """An encoded payload, ready to be stored; `raw_bytes` are its ends and records uncompressed."""
+    """An encoded payload, ready to be stored; `raw_bytes` are its ends and records uncompressed.
+
+    Its bytes are `pieces`, end to end, the header first; `size` is how many.
+    """
 
     codec: int
     count: int
     checksum: int
-    data: bytes
+    pieces: tuple[Bytes, ...]
+    size: int
     raw_bytes: int
     compression: int = NONE
 
+    @property
+    def data(self) -> bytes:
+        """All its bytes, for what is known to be small."""
+        return bytes(self.pieces[0]) if len(self.pieces) == 1 else b"".join(self.pieces)
+
     def parts(self) -> Iterator[bytes]:
         """The stored values, each of PART_BYTES but the last."""
-        data = self.data
-        if self.compression:
-            data += bytes(_padding(len(data)))
-        if len(data) <= PART_BYTES:
-            yield data
+        padding = _padding(self.size) if self.compression else 0
+        if self.size + padding <= PART_BYTES:
+            yield self.data + bytes(padding)
             return
-        for start in range(0, len(data), PART_BYTES):
-            yield data[start : start + PART_BYTES]
+        part: list[memoryview] = []
+        room = PART_BYTES
+        for whole in (*self.pieces, bytes(padding)):
+            piece = memoryview(whole)
+            at = 0
+            while at < len(piece):
+                part.append(piece[at : at + room])
+                at += len(part[-1])
+                room -= len(part[-1])
+                if not room:
+                    yield b"".join(part)
+                    part, room = [], PART_BYTES
+        if part:
+            yield b"".join(part)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +131,7 @@ def fits_one_part(*, records: int, records_bytes: int) -> bool:
     return HEADER_BYTES + 4 * records + records_bytes <= PART_BYTES
 
 
-def encode(codec: int, ends: Positions, data: bytes) -> Body:
+def encode(codec: int, ends: Positions, data: Bytes) -> Body:
     """Build the body of one payload.
 
     REQUIRES: `ends` ascends and its last element is `len(data)`.
@@ -117,36 +144,65 @@ def encode_one(codec: int, record: bytes) -> Body:
     return _body(codec, 1, _END.pack(len(record) & 0xFFFFFFFF), record)
 
 
-def _body(codec: int, count: int, ends: bytes, data: bytes) -> Body:
+def _body(codec: int, count: int, ends: bytes, data: Bytes) -> Body:
     size = len(ends) + len(data)
     if size > BODY_BYTES_MAX:
         raise ValueError(f"a payload of {size} bytes passes the limit of {BODY_BYTES_MAX}")
     head = _HEAD.pack(_MAGIC, _VERSION, NONE, codec, count, 0, size, size)
     checksum = _checksum(head, ends, data)
-    body = b"".join((head, _SUM.pack(checksum), ends, data))
-    return Body(codec=codec, count=count, checksum=checksum, data=body, raw_bytes=size)
+    return Body(
+        codec=codec,
+        count=count,
+        checksum=checksum,
+        pieces=_pieces((head, _SUM.pack(checksum), ends, data), HEADER_BYTES + size),
+        size=HEADER_BYTES + size,
+        raw_bytes=size,
+    )
 
 
 def compressed(body: Body) -> Body:
     """The body compressed, or as it is where that would save too little to matter."""
     if body.raw_bytes < COMPRESS_BYTES_MIN or body.compression:
         return body
-    packed = _local.compressor().compress(memoryview(body.data)[HEADER_BYTES:])
-    if len(packed) > body.raw_bytes * 7 // 8:
+    packed = _packed(body, bytes_max=body.raw_bytes * 7 // 8)
+    if packed is None:
         return body
-    head = _HEAD.pack(
-        _MAGIC, _VERSION, ZSTD, body.codec, body.count, 0, body.raw_bytes, len(packed)
-    )
-    checksum = _checksum(head, packed)
-    data = b"".join((head, _SUM.pack(checksum), packed))
+    size = sum(map(len, packed))
+    head = _HEAD.pack(_MAGIC, _VERSION, ZSTD, body.codec, body.count, 0, body.raw_bytes, size)
+    checksum = _checksum(head, *packed)
     return Body(
         codec=body.codec,
         count=body.count,
         checksum=checksum,
-        data=data,
+        pieces=_pieces((head, _SUM.pack(checksum), *packed), HEADER_BYTES + size),
+        size=HEADER_BYTES + size,
         raw_bytes=body.raw_bytes,
         compression=ZSTD,
     )
+
+
+def _pieces(pieces: tuple[Bytes, ...], size: int) -> tuple[Bytes, ...]:
+    return (b"".join(pieces),) if size <= JOIN_BYTES_MAX else pieces
+
+
+def _packed(body: Body, *, bytes_max: int) -> list[bytes] | None:
+    """What follows the header, as one zstd frame in pieces; None where they pass `bytes_max`."""
+    compressor = _local.compressor()
+    if len(body.pieces) == 1:
+        packed = compressor.compress(memoryview(body.pieces[0])[HEADER_BYTES:])
+        return None if len(packed) > bytes_max else [packed]
+    stream = compressor.compressobj(size=body.raw_bytes)
+    found: list[bytes] = []
+    size, skip = 0, HEADER_BYTES
+    for piece in body.pieces:
+        content, skip = memoryview(piece)[skip:], max(skip - len(piece), 0)
+        for start in range(0, len(content), _STEP_BYTES):
+            found.append(stream.compress(content[start : start + _STEP_BYTES]))
+            size += len(found[-1])
+            if size > bytes_max:
+                return None
+    found.append(stream.flush())
+    return None if size + len(found[-1]) > bytes_max else found
 
 
 def decode(body: bytes, *, where: str) -> Payload:
@@ -211,7 +267,7 @@ def _padding(size: int) -> int:
     return _SIZES[bisect_left(_SIZES, last)] - last
 
 
-def _checksum(*pieces: bytes | memoryview) -> int:
+def _checksum(*pieces: Bytes) -> int:
     state = xxhash.xxh3_64()
     for piece in pieces:
         state.update(piece)

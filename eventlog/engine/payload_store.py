@@ -35,10 +35,22 @@ def get_parts(store: Store, txn: Txn, entry: IndexEntry) -> list[bytes]:
     return [part for part in found if part is not None]
 
 
-def put_parts(store: Store, txn: Txn, payload_id: int, parts: Iterable[bytes]) -> None:
-    """Store the parts of a body, at the end of the database."""
-    for part, data in enumerate(parts):
-        if not txn.put(_KEY.pack(payload_id, part), data, db=store.payload, append=True):
+def put_parts(
+    store: Store,
+    txn: Txn,
+    payload_id: int,
+    parts: Iterable[bytes],
+    *,
+    first: int = 0,
+    at_end: bool = True,
+) -> None:
+    """Store the parts of a body from `first` on: `at_end` of the database, or among others.
+
+    Others may have stored bodies since an id was taken in an earlier transaction.
+    """
+    where = {"append": True} if at_end else {"overwrite": False}
+    for part, data in enumerate(parts, first):
+        if not txn.put(_KEY.pack(payload_id, part), data, db=store.payload, **where):
             raise DamagedLog(
                 f"payload {payload_id} is not above every stored one",
                 hint="run `eventlog check`; the counters of this log are damaged",

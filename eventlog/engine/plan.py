@@ -18,10 +18,10 @@ from eventlog.engine.rows import StreamKind
 class Append:
     """Publish batches at the stream's end: first those `staged` by an owner, then `batches`.
 
-    `staged_position` is written into the staged batches' one transaction: a source may tell a
-    transaction's end only after it sent the rest. `ids` has one id, or None, for each record of
-    `batches`: a record whose id the stream knows is not stored again. An append with ids has
-    nothing staged.
+    `staged_position` is written into the staged batches' one transaction, where they have none: a
+    source may tell a transaction's end only after it sent the rest. `ids` has one id, or None, for
+    each record of `batches`: a record whose id the stream knows is not stored again. An append with
+    ids has nothing staged.
     """
 
     stream: str
@@ -33,7 +33,7 @@ class Append:
     @property
     def bytes(self) -> int:
         """Bytes of the bodies to be stored."""
-        return sum(len(batch.body.data) for batch in self.batches)
+        return sum(batch.body.size for batch in self.batches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

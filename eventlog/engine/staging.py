@@ -55,6 +55,8 @@ def publish(store: Store, txn: Txn, owner: int) -> list[IndexEntry]:
     if row is None or row.staged != len(found):
         staged = "nothing" if row is None else f"{row.staged} batches"
         raise rows.vanished(f"owner {owner} staged {staged}, and {len(found)} batches are there")
+    if any(index.UNFINISHED in entry.more for entry in found):
+        raise rows.vanished(f"owner {owner} staged a batch of which parts are missing")
     if row.kind == "append":
         rows.delete_owner(store, txn, owner)
     else:

@@ -297,11 +297,11 @@ def fetch(
     with closing(copy_out.start(conn, copy, doing)) as reader:
         while not reader.ended:
             run = reader.read(timeout_s=SILENCE_S)
-            if run is None:
-                continue
-            found.append(run)
-            size += len(run.data)
-            if bytes_max is not None and size > bytes_max:
+            if run is not None:
+                found.append(run)
+                size += len(run.data)
+            if bytes_max is not None and size + reader.arriving > bytes_max:
+                found.clear()
                 reader.cancel()
                 return None
         reader.finish(doing)

@@ -191,7 +191,7 @@ class Copies:
             return  # the next chunk finds that the key is another one
         slots = np.flatnonzero(relations == relation).tolist()
         ends = run.ends
-        records = [run.data[int(ends[i - 1]) if i else 0 : int(ends[i])] for i in slots]
+        records = [bytes(run.data[int(ends[i - 1]) if i else 0 : int(ends[i])]) for i in slots]
         window.see(PGOUTPUT_CODEC.decode(records, slots, {relation: schema}), xid)
 
     def close(self) -> None:
@@ -286,7 +286,7 @@ class Copies:
         if not outdated and not window.unfilled:
             return chunk.lines
         lines = chunk.lines
-        records = [lines.data[low:high] for low, high in _bounds(lines)]
+        records = [bytes(lines.data[low:high]) for low, high in _bounds(lines)]
         slots = range(len(records))
         keys = [
             window.key_of(raw.new)

@@ -16,8 +16,9 @@ from psycopg import sql
 
 from cdc.postgres.connection import Connection, is_unconverted
 from cdc.postgres.copy.copy_socket import SocketReader
+from cdc.postgres.protocol.answers import lost
 from cdc.postgres.protocol.frames import Run
-from cdc.postgres.protocol.libpq import CopyReader, lost
+from cdc.postgres.protocol.libpq import CopyReader
 
 GATHER_S = 0.002
 """How long libpq lets rows come together: waking up for every few is what costs (D1)."""
@@ -31,8 +32,13 @@ class LineReader(Protocol):
         """Whether the server has sent all; then `finish` comes."""
         ...
 
+    @property
+    def arriving(self) -> int:
+        """The size in bytes of a large row whose beginning came; 0 where that is not known."""
+        ...
+
     def read(self, *, timeout_s: float) -> Run | None:
-        """Whole lines, about a megabyte at most; None if none came within `timeout_s`.
+        """Whole lines, about a megabyte at most or a larger one; None if none came.
 
         Raises ConnectionLost.
         """
@@ -64,6 +70,10 @@ class LibpqReader:
     @property
     def ended(self) -> bool:
         return self._reader.ended
+
+    @property
+    def arriving(self) -> int:
+        return 0
 
     def read(self, *, timeout_s: float) -> Run | None:
         frames = self._reader.read(timeout_s=timeout_s, gather_s=GATHER_S)

@@ -10,6 +10,7 @@
 All tables under one snapshot, so that the copy ends exactly where the stream begins. A commit holds
 a chunk and the cursor behind it: whenever the copy ends, the cursors tell which rows are in the
 log. Chunks in memory number at most AHEAD for each connection, and one of every table to come. A
+row that is larger than a chunk is read when it is its turn: one at a time, whatever their number. A
 table is locked while it is copied, and no longer: an ALTER TABLE waits for its own table at most.
 """
 
@@ -193,6 +194,7 @@ class _Copy:
                 self.progress(_progress(job, leaves, cursor, size))
                 batches = []
                 time.sleep(YIELD_S)
+            del lines  # It may be a row of a gigabyte, and another one follow.
         batches.append(self._control(job, Op.COPY_END, rows=cursor.rows))
         self.store(job, batches, cursor)
         self.progress(_progress(job, leaves, cursor, size))
@@ -214,16 +216,22 @@ class _Copy:
                 asked = asked.after(rng, rows=0)
             for part in islice(parts, self.ahead):
                 if part.lines is None:
-                    part.lines = self.reader.read(job, part.rng)
+                    its_turn = part is parts[0] and part.rng.single
+                    part.lines = self.reader.read(job, part.rng, any_size=its_turn)
             head = parts.popleft()
             assert head.lines is not None
-            lines = self.found(head.lines)
-            if head.rng.whole:
-                pace.saw(head.rng.pages, _size(lines))
+            rng, lines = head.rng, self.found(head.lines)
+            if rng.whole:
+                pace.saw(rng.pages, _size(lines))
+            if lines is None and rng.single:
+                lines = self.found(self.reader.read(job, rng, any_size=True))
             if lines is None:
-                parts.extendleft(_Part(rng) for rng in reversed(head.rng.parts()))
-            else:
-                yield head.rng, lines
+                parts.extendleft(_Part(part) for part in reversed(rng.parts()))
+                continue
+            # Not kept here meanwhile: what is made of a row of a gigabyte may replace it.
+            found = [lines]
+            del head, lines
+            yield rng, found.pop()
 
     def _control(self, job: Job, op: Op, **fields: Any) -> Batch:
         return control_batch(op, job.schema, position=self.position, time_us=self.time_us, **fields)

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import psycopg
 
 from cdc.postgres.connection import Connection
-from cdc.postgres.protocol.libpq import CANCEL_S
+from cdc.postgres.protocol.answers import CANCEL_S
 
 Result = TypeVar("Result")
 

@@ -119,9 +119,12 @@ class SnapshotReader:
         """
         return self._crew.submit(lambda conn: self._hold(conn, job, opened))
 
-    def read(self, job: Job, rng: Range) -> Future[Run | None]:
-        """A range's lines; None where they are too many for one chunk. REQUIRES: held."""
-        return self._crew.submit(lambda conn: self._read(conn, job, rng))
+    def read(self, job: Job, rng: Range, *, any_size: bool = False) -> Future[Run | None]:
+        """A range's lines; None where they are too many for one chunk, unless told to take them.
+
+        REQUIRES: held.
+        """
+        return self._crew.submit(lambda conn: self._read(conn, job, rng, any_size=any_size))
 
     def release(self) -> Future[None]:
         """Let go of the table that is held."""
@@ -136,7 +139,7 @@ class SnapshotReader:
                         return opened
                     start = CopyCursor.at_start(opened.leaves, begun=0)
                     first = start.range(opened.leaves, pages=chunks.PAGES_FIRST)
-                    lines = self._fetch(conn, job, first)
+                    lines = self._fetch(conn, job, first, any_size=False)
                     return replace(opened, first=first, lines=lines)
             except TableLocked as error:
                 if ahead:
@@ -189,7 +192,7 @@ class SnapshotReader:
         names = {row[1] for row in now}
         return seen != now or not names.issuperset(job.schema.names)
 
-    def _read(self, conn: Connection, job: Job, rng: Range) -> Run | None:
+    def _read(self, conn: Connection, job: Job, rng: Range, *, any_size: bool) -> Run | None:
         # What was read before is paid for now, so that no chunk waits for its commit meanwhile.
         self._crew.pause(self._throttle.pause_s(0))
         holder = self._holder
@@ -198,16 +201,16 @@ class SnapshotReader:
             raise OnlyOn(holder)
         try:
             with self._seeing(conn, wait_ms=0 if conn is holder else LOCK_TIMEOUT_MS):
-                return self._fetch(conn, job, rng)
+                return self._fetch(conn, job, rng, any_size=any_size)
         except TableLocked:
             if conn is holder:
                 raise
             self._shut_out.add((conn, job.table.oid))
             raise OnlyOn(holder) from None
 
-    def _fetch(self, conn: Connection, job: Job, rng: Range) -> Run | None:
+    def _fetch(self, conn: Connection, job: Job, rng: Range, *, any_size: bool) -> Run | None:
         copy = chunks.statement(rng, job.schema.names, job.where)
-        bytes_max = None if rng.single else chunks.BYTES_MAX
+        bytes_max = None if any_size else chunks.BYTES_MAX
         lines = chunks.fetch(conn, copy, bytes_max=bytes_max, doing=f"copying {job.table.table}")
         self._throttle.pause_s((bytes_max or 0) if lines is None else len(lines.data))
         return lines

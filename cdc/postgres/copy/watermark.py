@@ -1,7 +1,7 @@
-"""High watermarks: transactional messages of our own, by which the stream tells where it is (D12).
+"""Transactional messages of our own, by which the stream tells where it is: watermarks (D12).
 
 Nothing is written to a user's table. The message is flushed by the local server alone: a stand-by
-that is away must not hold a copy up.
+that is away must not hold a capture up.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import psycopg
 from cdc.errors import PermissionMissing
 from cdc.postgres.connection import Connection
 from cdc.postgres.faults import failed
+from cdc.postgres.protocol.lsn import Lsn
 
 OWN_PREFIX = "eventlog"
 """Logical messages of this prefix are the capture's own and get no offset (D11)."""
@@ -31,23 +32,37 @@ class Watermarks:
         return f"copy {self._run} {next(self._numbers)}".encode()
 
     def write(self, conn: Connection, token: bytes) -> None:
-        """Write a watermark into the source's log. REQUIRES: no transaction is open.
+        """Write a watermark into the source's log. See `emit`."""
+        emit(conn, token.decode())
 
-        Raises PermissionMissing.
-        """
-        try:
-            with conn.transaction():
-                conn.execute("set local synchronous_commit = local")
-                conn.execute(
-                    "select pg_logical_emit_message(true, %s, %s::text)",
-                    [OWN_PREFIX, token.decode()],
-                )
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise PermissionMissing(
-                f"user {conn.info.user!r} may not write the messages by which a table is copied "
-                "beside the stream",
-                hint="a DBA runs: GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, "
-                f"text) TO {conn.info.user};",
-            ) from error
-        except psycopg.Error as error:
-            raise failed(error, "writing a watermark") from error
+
+def emit(conn: Connection, content: str) -> Lsn:
+    """Write a message of ours into the source's log; returns a position below its commit.
+
+    Everything that was committed before ends below that, and a stream comes there. REQUIRES: no
+    transaction is open. Raises PermissionMissing.
+    """
+    user = conn.info.user
+    try:
+        with conn.transaction():
+            conn.execute("set local synchronous_commit = local")
+            row = conn.execute(
+                "select pg_logical_emit_message(true, %s, %s::text)::text", [OWN_PREFIX, content]
+            ).fetchone()
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise PermissionMissing(
+            f"user {user!r} may not write messages of its own, by which a table is copied beside "
+            "the stream",
+            hint="a DBA runs: GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, "
+            f"text) TO {user};",
+        ) from error
+    except psycopg.errors.ReadOnlySqlTransaction as error:
+        raise PermissionMissing(
+            f"all transactions of user {user!r} are read-only, and a table is copied beside the "
+            "stream by messages of its own",
+            hint=f"a DBA runs: ALTER ROLE {user} SET default_transaction_read_only = off;",
+        ) from error
+    except psycopg.Error as error:
+        raise failed(error, "writing a message of our own") from error
+    assert row is not None
+    return Lsn.parse(row[0])

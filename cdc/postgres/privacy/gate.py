@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from cdc.postgres.copy_codec import unescape
 from cdc.postgres.privacy.hashed_columns import HashedColumns
-from cdc.postgres.protocol.frames import Run
+from cdc.postgres.protocol.frames import Bytes, Run
 from cdc.postgres.protocol.wire import WireError
 from cdc.postgres.schema.table_spec import ColumnName, TableSpec
 from eventlog.changes.schema import Column, Schema
@@ -43,6 +43,7 @@ _NULL, _UNCHANGED, _TEXT = b"nut"
 _NEW, _KEY, _OLD = b"NKO"
 _INSERT, _UPDATE, _DELETE, _TRUNCATE = b"IUDT"
 _RELATION_BYTES = 4
+_STEP_BYTES = 1 << 20
 
 
 class Gate:
@@ -92,7 +93,7 @@ class Gate:
         """Whether records of this relation must pass through `records` or `lines`."""
         return relation in self._columns.relations
 
-    def digest(self, text: bytes) -> bytes:
+    def digest(self, text: Bytes) -> bytes:
         """What is stored instead of a value."""
         # A copy of the keyed state takes 0.2 µs less than a new one.
         state = self._keyed.copy()
@@ -148,16 +149,18 @@ class Gate:
         if not places or not len(run):
             return run
         width = len(schema.columns)
-        if run.data[-1:] != b"\n" or int(run.ends[-1]) != len(run.data):
+        data = run.data
+        if isinstance(data, memoryview) and len(run) == 1:
+            return self._large_line(data, schema, places)
+        data = bytes(data)
+        if data[-1:] != b"\n" or int(run.ends[-1]) != len(data):
             raise WireError("a copied line is cut")
         lines = []
         start = 0
         for stop in run.ends.tolist():
-            fields = run.data[start : stop - 1].split(b"\t")
-            if len(fields) != width or run.data[stop - 1] != ord("\n"):
-                raise WireError(
-                    f"a copied line has {len(fields)} values, but {schema.table} has {width}"
-                )
+            fields = data[start : stop - 1].split(b"\t")
+            if len(fields) != width or data[stop - 1] != ord("\n"):
+                raise _not_of(schema, len(fields))
             for place in places:
                 text = unescape(fields[place])
                 if text is not None:
@@ -166,6 +169,25 @@ class Gate:
             start = stop
         ends = np.cumsum(np.fromiter(map(len, lines), np.int64, len(lines)))
         return Run(data=b"".join(lines), ends=ends)
+
+    def _large_line(self, line: memoryview, schema: Schema, places: Sequence[int]) -> Run:
+        """`lines` of one that may be of a gigabyte: what is kept is copied once, at the end."""
+        bounds = [-1, *_tabs(line), len(line) - 1]
+        if line[-1] != ord("\n"):
+            raise WireError("a copied line is cut")
+        if len(bounds) - 1 != len(schema.columns):
+            raise _not_of(schema, len(bounds) - 1)
+        pieces: list[Bytes] = []
+        copied = 0
+        for place in places:
+            low, high = bounds[place] + 1, bounds[place + 1]
+            text = unescape(bytes(line[low:high]))
+            if text is not None:
+                pieces += (line[copied:low], self.digest(text))
+                copied = high
+        pieces.append(line[copied:])
+        whole = b"".join(pieces)
+        return Run(data=whole, ends=np.array([len(whole)]))
 
     def _masked(self, column: Column) -> Column:
         if column.hashed:
@@ -176,13 +198,27 @@ class Gate:
         return replace(column, type=TEXT_TYPE, typmod=-1, missing=missing, hashed=True)
 
 
+def _tabs(line: memoryview) -> list[int]:
+    """Where the values of a copied line are parted."""
+    found: list[int] = []
+    for start in range(0, len(line), _STEP_BYTES):
+        part = np.frombuffer(line[start : start + _STEP_BYTES], np.uint8)
+        found += (np.flatnonzero(part == ord("\t")) + start).tolist()
+    return found
+
+
+def _not_of(schema: Schema, found: int) -> WireError:
+    wanted = len(schema.columns)
+    return WireError(f"a copied line has {found} values, but {schema.table} has {wanted}")
+
+
 class _Rewriter:
     """Walks records of one run in order and gathers them, with what replaces some values."""
 
-    def __init__(self, gate: Gate, data: bytes) -> None:
+    def __init__(self, gate: Gate, data: Bytes) -> None:
         self._gate = gate
-        self._data = data
-        self._pieces: list[bytes] = []
+        self._data = memoryview(data)  # Large values are kept, and so not copied before the end.
+        self._pieces: list[Bytes] = []
         self._copied = 0
 
     def record(self, at: int, stop: int, flags: Sequence[bool]) -> int:

@@ -1,8 +1,16 @@
 """Frames: what came over a COPY stream, many messages in one buffer.
 
-A transport delivers a run of CopyData contents end to end with the place of each; nothing is
-looked at one by one. The libpq transport is `libpq.py`; one that reads the socket itself (D1)
-needs no more than to fill the same arrays.
+A transport delivers a run of CopyData contents in one buffer with the place of each; nothing is
+looked at one by one. Between them may stand what the transport skipped: a socket's reader leaves
+the heads of the messages where they came.
+
+::
+
+    data    | head | frame 0      | head | frame 1 | notice | head | frame 2      |
+                   ^ starts[0]    ^ ends[0]
+
+A message of WHOLE_BYTES or more is never copied: it is a view of the buffer that it came in, and so
+is what is cut from it. All else is `bytes`.
 """
 
 from __future__ import annotations
@@ -10,13 +18,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
+Bytes: TypeAlias = bytes | memoryview
 
+WHOLE_BYTES = 1 << 19
+"""From so many bytes on a message is handed on as a view. More than a batch holds of others."""
 
 _LARGE = 1024
 """From so many bytes a frame on, a copy of each by itself is quicker than a mask over all."""
@@ -26,15 +38,19 @@ _LARGE = 1024
 class Frames:
     """Messages `data[starts[i]:ends[i]]`, in the order they came."""
 
-    data: bytes
+    data: Bytes
     starts: I64
     ends: I64
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, i: int) -> bytes:
+    def __getitem__(self, i: int) -> Bytes:
         return self.data[self.starts[i] : self.ends[i]]
+
+    def content(self, i: int, head: int) -> Bytes:
+        """A message without its first `head` bytes."""
+        return self.data[self.starts[i] + head : self.ends[i]]
 
     def cut(self, low: int) -> Frames:
         """The messages from `low` on."""
@@ -54,7 +70,7 @@ class Frames:
 class Run:
     """Records end to end, and where each one ends: a batch's content without its description."""
 
-    data: bytes
+    data: Bytes
     ends: I64
 
     def __len__(self) -> int:
@@ -87,30 +103,32 @@ def _joined(messages: list[bytes] | list[memoryview]) -> bytes:
     return b"".join(messages)
 
 
-def without_heads(frames: Frames, keep: npt.NDArray[np.bool_], head: int) -> Run:
-    """The kept frames' contents without their first `head` bytes, end to end.
+def without_heads(frames: Frames, keep: npt.NDArray[np.bool_] | None, head: int) -> Run:
+    """The kept frames' contents without their first `head` bytes, end to end; None keeps all.
 
-    One pass over the bytes: a mask that alternates between heads and contents. Of large frames,
-    which would take thrice their size at once, piece by piece.
+    One pass over the bytes: a mask that alternates between what is left out and contents. Of large
+    frames, which would take thrice their size at once, piece by piece; of a single one, a view.
     """
-    starts, ends = frames.starts, frames.ends
-    if len(frames) * _LARGE < len(frames.data):
+    low, ends = frames.starts + head, frames.ends
+    if keep is not None:
+        low, ends = low[keep], ends[keep]
+    lengths = ends - low
+    if not len(lengths):
+        return Run(data=b"", ends=lengths)
+    if len(lengths) * _LARGE < len(frames.data):
         whole = memoryview(frames.data)
-        places = zip(starts[keep].tolist(), ends[keep].tolist(), strict=True)
-        pieces = [whole[start + head : end] for start, end in places]
-        return Run(data=b"".join(pieces), ends=np.cumsum(ends[keep] - starts[keep] - head))
-    lengths = np.empty(2 * len(frames), np.int64)
-    lengths[0::2] = np.minimum(ends - starts, head)
-    lengths[1::2] = ends - starts - lengths[0::2]
-    flags = np.zeros(2 * len(frames), np.bool_)
-    flags[1::2] = keep
-    kept_lengths = lengths[1::2][keep]
-    if not len(kept_lengths):
-        return Run(data=b"", ends=np.zeros(0, np.int64))
+        pieces = [whole[at:end] for at, end in zip(low.tolist(), ends.tolist(), strict=True)]
+        alone = len(pieces) == 1 and len(pieces[0]) >= WHOLE_BYTES
+        return Run(data=pieces[0] if alone else b"".join(pieces), ends=np.cumsum(lengths))
+    first, stop = int(low[0]), int(ends[-1])
+    turns = np.empty(2 * len(lengths) - 1, np.int64)
+    turns[0::2] = lengths
+    turns[1::2] = low[1:] - ends[:-1]
+    flags = np.zeros(len(turns), np.bool_)
+    flags[0::2] = True
     data: U8 = np.frombuffer(frames.data, np.uint8)
-    low, high = int(starts[0]), int(ends[-1])
-    kept = data[low:high][np.repeat(flags, lengths)]
-    return Run(data=kept.tobytes(), ends=np.cumsum(kept_lengths))
+    kept = data[first:stop][np.repeat(flags, turns)]
+    return Run(data=kept.tobytes(), ends=np.cumsum(lengths))
 
 
 def words_at(data: U8, at: I64) -> npt.NDArray[np.uint32]:

@@ -1,78 +1,23 @@
-"""COPY streams through libpq: the transport behind `Frames`, and where psycopg's `pq` is used.
+"""COPY streams through libpq, for connections that are encrypted, and where `pq` is used.
 
 libpq reads 16 KB at a time. `read` drains what is there and, asked to `gather`, waits a moment for
-more, because waking up for every few rows is what costs (D1). A pipe wakes a waiting `read` from
-another thread or a signal handler. One thread owns a connection.
+more, because waking up for every few rows is what costs (D1). One thread owns a connection.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import select
 import time
-from typing import Protocol, Self
+from typing import Self
 
 import psycopg
-from psycopg import pq, sql
+from psycopg import pq
 
 from cdc.errors import ConnectionLost, ServerError
-from cdc.postgres.connection import Connection, is_unconverted
-from cdc.postgres.faults import failed, translated
+from cdc.postgres.connection import Connection
+from cdc.postgres.protocol.answers import CANCEL_S, CANCELLED, lost, server_said, stream_ended
 from cdc.postgres.protocol.frames import Frames
-from cdc.postgres.protocol.lsn import Lsn
-from cdc.postgres.publishing.slot import slot_in_use
-
-CANCEL_S = 10.0
-"""How long a server may take to accept a request to cancel."""
-
-CANCELLED = "57014"
-"""The SQLSTATE of a statement that was cancelled."""
-
-
-class Transport(Protocol):
-    """What the capture needs of a replication connection."""
-
-    def read(self, *, timeout_s: float, gather_s: float = 0.0) -> Frames | None:
-        """What came, None if nothing did within `timeout_s`. Raises ConnectionLost at the end."""
-        ...
-
-    def send(self, message: bytes) -> None:
-        """Send one message upstream."""
-        ...
-
-    def close(self) -> None:
-        """End the stream in order, if the connection is still there."""
-        ...
-
-
-class Wake:
-    """A pipe that ends a wait."""
-
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._read, False)
-        os.set_blocking(self._write, False)
-        self._closed = False
-
-    def fileno(self) -> int:
-        return self._read
-
-    def set(self) -> None:
-        """End the wait that goes on, or the next one. Safe in a signal handler."""
-        # A full pipe wakes too. A closed one has no waiter, and its number may be another file's.
-        if not self._closed:
-            with contextlib.suppress(BlockingIOError):
-                os.write(self._write, b"\0")
-
-    def clear(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._read, 4096)
-
-    def close(self) -> None:
-        self._closed = True
-        os.close(self._read)
-        os.close(self._write)
+from cdc.postgres.protocol.transport import Wake
 
 
 class CopyReader:
@@ -102,7 +47,7 @@ class CopyReader:
         if result is None or result.status != pq.ExecStatus.COPY_OUT:
             while (rest := reader._result()) is not None:
                 result = result or rest
-            raise _server_said(result, conn, doing)
+            raise server_said(result, doing)
         return reader
 
     def read(self, *, timeout_s: float, gather_s: float = 0.0) -> Frames | None:
@@ -172,7 +117,7 @@ class CopyReader:
         except psycopg.Error as error:
             raise lost(error) from error
         if failure is not None:
-            raise _server_said(failure, self._conn, doing)
+            raise server_said(failure, doing)
 
     def cancel(self) -> None:
         """Make the server end the COPY and forget what still comes; its transaction is aborted.
@@ -206,31 +151,18 @@ class CopyReader:
         return pgconn.get_result()
 
 
-class ReplicationStream:
-    """A running START_REPLICATION."""
+class LibpqStream:
+    """A replication stream that libpq reads. See `Transport`."""
 
-    def __init__(
-        self, conn: Connection, slot: str, start: Lsn, publications: list[str], wake: Wake
-    ):
-        """Begin to stream from `start`, 0 meaning where the slot stands.
+    def __init__(self, conn: Connection, slot: str, wake: Wake) -> None:
+        """Take the answer to the START_REPLICATION that was sent.
 
         Raises SlotInUse, or what the server answers.
         """
         self._conn = conn
-        names = ",".join(sql.Identifier(name).as_string(conn) for name in publications)
-        command = sql.SQL(
-            "START_REPLICATION SLOT {} LOGICAL {} "
-            "(proto_version '1', publication_names {}, messages 'true')"
-        ).format(sql.Identifier(slot), sql.SQL(str(start)), sql.Literal(names))
-        pgconn = conn.pgconn
-        statement = command.as_bytes(conn)
-        if is_unconverted(conn):
-            with translated("asking for text as it is"):
-                conn.execute("SET client_encoding = 'SQL_ASCII'")
-        pgconn.send_query(statement)
-        result = pgconn.get_result()
+        result = conn.pgconn.get_result()
         if result is None or result.status != pq.ExecStatus.COPY_BOTH:
-            raise _server_said(result, conn, f"starting to stream from slot {slot!r}", slot)
+            raise server_said(result, f"starting to stream from slot {slot!r}", slot=slot)
         self._reader = CopyReader(conn, wake)
 
     def read(self, *, timeout_s: float, gather_s: float = 0.0) -> Frames | None:
@@ -238,17 +170,14 @@ class ReplicationStream:
         frames = self._reader.read(timeout_s=timeout_s, gather_s=gather_s)
         if frames is None and self._reader.ended:
             self._reader.finish("streaming changes")
-            raise ConnectionLost(
-                "the server ended the replication stream",
-                hint="it is taken up again as soon as the server answers",
-            )
+            raise stream_ended()
         return frames
 
-    def send(self, message: bytes) -> None:
-        """See Transport."""
+    def send(self, status: bytes) -> None:
+        """See Transport; a server that takes none for ten seconds is lost."""
         pgconn = self._conn.pgconn
         try:
-            pgconn.put_copy_data(message)
+            pgconn.put_copy_data(status)
             deadline = time.monotonic() + 10.0
             while pgconn.flush():
                 if time.monotonic() > deadline:
@@ -272,38 +201,3 @@ class ReplicationStream:
             pass  # the server is gone already, which ends the stream as well
         finally:
             self._conn.close()
-
-
-def lost(error: Exception | None) -> ConnectionLost:
-    """The error for a connection that broke; None: the server closed it without a word."""
-    said = str(error or "").strip().splitlines()
-    return ConnectionLost(
-        f"the connection to the server was lost: {said[0] if said else 'no reason given'}",
-        hint="it is made anew with growing pauses; stop the capture with Ctrl-C",
-    )
-
-
-def _server_said(
-    result: pq.abc.PGresult | None, conn: Connection, doing: str, slot: str | None = None
-) -> Exception:
-    if result is None:
-        return ConnectionLost(f"the server did not answer {doing}", hint="is it running?")
-    code = result.error_field(pq.DiagnosticField.SQLSTATE) or b""
-    message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b""
-    if slot is not None and code == b"55006":
-        words = message.decode().replace(",", " ").split()
-        pid = next((int(word) for word in words if word.isdigit()), None)
-        return slot_in_use(slot, pid)
-    return answered(code, message, doing)
-
-
-def answered(code: bytes, message: bytes, doing: str) -> Exception:
-    """The error for an SQLSTATE and a message of the server."""
-    kind: type[psycopg.Error] = psycopg.OperationalError
-    if code:
-        try:
-            kind = psycopg.errors.lookup(code.decode())
-        except KeyError:  # a code of the user's own, raised by a function
-            kind = psycopg.DatabaseError
-    text = message.decode("utf-8", "replace")
-    return failed(kind(text or "no reason given", encoding="utf-8"), doing)

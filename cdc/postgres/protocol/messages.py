@@ -53,7 +53,7 @@ class LogicalMessage(NamedTuple):
     transactional: bool
     lsn: Lsn
     prefix: str
-    content: bytes
+    content: bytes | memoryview
 
 
 class RelationColumn(NamedTuple):

@@ -31,6 +31,9 @@ from eventlog.errors import SourceError
 EPOCH_US = 946_684_800_000_000
 """2000-01-01 UTC, where Postgres counts from, in microseconds since 1970-01-01."""
 
+_STRING_BYTES = 256
+"""A string is looked for in so much at a time: a message may be large, and strings are short."""
+
 _TIME_MAX = 2**63 - 1 - EPOCH_US
 
 _U8 = struct.Struct(">B")
@@ -88,7 +91,7 @@ class Reader:
 
     __slots__ = ("at", "data", "what")
 
-    def __init__(self, data: bytes, what: str, at: int = 0) -> None:
+    def __init__(self, data: bytes | memoryview, what: str, at: int = 0) -> None:
         self.data = data
         self.what = what
         self.at = at
@@ -113,12 +116,16 @@ class Reader:
 
     def take(self, length: int) -> bytes:
         """Take `length` bytes."""
+        start = self.at
+        self.skip(length)
+        return bytes(self.data[start : self.at])
+
+    def skip(self, length: int) -> None:
+        """Pass over `length` bytes."""
         stop = self.at + length
         if length < 0 or stop > len(self.data):
             raise self.error(f"{length} bytes expected, {len(self.data) - self.at} left")
-        taken = self.data[self.at : stop]
         self.at = stop
-        return taken
 
     def string(self) -> str:
         """Take a NUL-terminated string."""
@@ -137,10 +144,13 @@ class Reader:
         return found.decode("utf-8", "backslashreplace")
 
     def _string(self) -> bytes:
-        stop = self.data.find(b"\0", self.at)
-        if stop < 0:
-            raise self.error("a string without end")
-        return self.data[self.at : stop]
+        taken = b""
+        for start in range(self.at, len(self.data), _STRING_BYTES):
+            taken += self.data[start : start + _STRING_BYTES]
+            stop = taken.find(b"\0", start - self.at)
+            if stop >= 0:
+                return taken[:stop]
+        raise self.error("a string without end")
 
     def row(self) -> tuple[Text, ...]:
         """Take a row of values."""
@@ -176,9 +186,10 @@ def parse(payload: bytes | memoryview) -> m.Message:
 
     Messages of a stream block must have lost their transaction id first (`take_xid`). Raises
     WireError, which names the tag and the position, when the payload is cut, too long, or unknown.
+    A logical message's content is a view of `payload` if that is one.
     """
-    data = bytes(payload)
-    tag = data[:1]
+    tag = bytes(payload[:1])
+    data = payload if tag == b"M" else bytes(payload)
     read = _READERS.get(tag)
     if read is None:
         found = f"begins with the unknown tag {_quoted(tag)}" if tag else "is empty"
@@ -254,7 +265,10 @@ def _origin(r: Reader) -> m.Origin:
 def _message(r: Reader) -> m.LogicalMessage:
     flags, lsn = r.fields(_MESSAGE)
     prefix = r.words()  # an SQL_ASCII database lets anything through
-    return m.LogicalMessage(bool(flags & 1), Lsn(lsn), prefix, r.take(r.one(_I32)))
+    length = r.one(_I32)
+    start = r.at
+    r.skip(length)
+    return m.LogicalMessage(bool(flags & 1), Lsn(lsn), prefix, r.data[start : r.at])
 
 
 def _relation(r: Reader) -> m.Relation:

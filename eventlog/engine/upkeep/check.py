@@ -85,6 +85,8 @@ def _staged(store: Store, staged: list[StagedKey], report: Report) -> None:
             if value is None:
                 continue  # Published or dropped since.
             entry = index.unpack(0, value, under=item.key)
+            if index.UNFINISHED in entry.more:
+                continue  # Its owner is about to store the rest; or died, and it will be dropped.
             body = get_body(store, txn, entry)
         for what in shape_faults(entry, value):
             report.add("staging", item.where, what, stream=item.stream)
