@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Protocol
 
 from cdc.options import Options, Outcome, Report
@@ -40,6 +41,11 @@ class Running(Protocol):
 
     def stop(self) -> None:
         """End it in order; safe in a signal handler."""
+        ...
+
+    @property
+    def made_beside(self) -> Sequence[Path]:
+        """Files beside the log that this run made, such as a key."""
         ...
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psycopg
 import pytest
 
 from cdc.errors import EmbeddedServerFault
 from cdc.postgres.server import EmbeddedServer, wheel_bindir
+from tests.forked import Forked, Nursery
 
 WHEEL = "18"
 DEBIAN = "15"
@@ -151,35 +151,36 @@ def database18(postgres18: EmbeddedServer) -> Iterator[Database]:
     fresh.drop()
 
 
-class RunCli(Protocol):
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Starts processes that need not import anything."""
+    made = Nursery()
+    yield made
+    made.close()
+
+
+class RunCli:
     """Runs `eventlog` with these arguments as a process of its own, and waits for its end."""
+
+    def __init__(self, nursery: Nursery) -> None:
+        self._nursery = nursery
 
     def __call__(
         self,
         *args: str,
         env: Mapping[str, str] | None = None,
         input: str | None = None,  # noqa: A002
-    ) -> subprocess.CompletedProcess[str]: ...
+    ) -> subprocess.CompletedProcess[str]:
+        return self._nursery.run("eventlog.cli", args, env=env, input=input)
+
+    def spawn(self, *args: str) -> Forked:
+        """The same without waiting, with pipes."""
+        return self._nursery.spawn("eventlog.cli", args)
 
 
 @pytest.fixture
-def run_cli() -> RunCli:
-    def run(
-        *args: str,
-        env: Mapping[str, str] | None = None,
-        input: str | None = None,  # noqa: A002
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "eventlog.cli", *args],
-            env={**os.environ, **(env or {})},
-            input=input,
-            stdin=subprocess.DEVNULL if input is None else None,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-
-    return run
+def run_cli(nursery: Nursery) -> RunCli:
+    return RunCli(nursery)
 
 
 def assert_explained(done: subprocess.CompletedProcess[str]) -> None:

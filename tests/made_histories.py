@@ -74,6 +74,8 @@ class MadeHistory:
             return control(Op.COPY_BEGIN, table)
         if roll < 0.98:
             return control(Op.COPY_END, table)
+        if roll < 0.99:
+            return control(Op.RENAME, table, was="public.before")
         return control(Op.DATA_LOSS, None, **{"from": "0/1", "to": "0/2"})
 
     def _update(self) -> Record:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from itertools import groupby
 
 import psycopg
@@ -15,11 +17,12 @@ from cdc.options import Event
 from cdc.postgres import streaming
 from cdc.postgres.connection import connect, connect_replication
 from cdc.postgres.copy import chunks
-from cdc.postgres.protocol import libpq
+from cdc.postgres.protocol.frames import Frames
 from cdc.postgres.protocol.lsn import Lsn
+from cdc.postgres.protocol.socket_stream import SocketStream
 from cdc.postgres.setup import current_end
 from eventlog.changes.change import UNCHANGED, Change, Op
-from eventlog.engine import Owner
+from eventlog.engine import Batch, Owner
 from tests.fix_capture import (
     assert_snapshot_equals_postgres,
     captured_in_background,
@@ -367,6 +370,39 @@ def test_a_large_transaction_that_changes_a_schema_is_published_whole(
     assert_snapshot_equals_postgres(log, database, "t")
 
 
+def test_no_large_row_is_received_while_another_one_is_stored(
+    database18: Database, log: eventlog.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a transaction of them would need their size twice."""
+    storing: list[int] = []
+    received: list[bool] = []
+    stage, read = Owner.stage, SocketStream.read
+
+    def slow_stage(owner: Owner, batches: Sequence[Batch]) -> None:
+        storing.append(sum(batch.body.size for batch in batches))
+        time.sleep(0.05)
+        stage(owner, batches)
+        storing.append(0)
+
+    def watched(stream: SocketStream, **how: float) -> Frames | None:
+        frames = read(stream, **how)
+        received.append(bool(storing and storing[-1]))
+        return frames
+
+    monkeypatch.setattr(Owner, "stage", slow_stage)
+    monkeypatch.setattr(SocketStream, "read", watched)
+    database18.execute("create table t (id int primary key, body text)")
+    shop(database18).capture(log, until="current")
+    database18.execute(
+        "insert into t select g, (select string_agg(md5((g + i)::text), '')"
+        " from generate_series(1, 30000) i) from generate_series(1, 6) g"
+    )
+    shop(database18).capture(log, until="current", buffer_bytes=100_000, stage_bytes=50_000)
+    assert [size > 900_000 for size in storing[::2]] == [True] * 6
+    assert received and not any(received)
+    assert_snapshot_equals_postgres(log, database18, "t")
+
+
 def test_small_transactions_share_a_commit(database: Database, log: eventlog.Log) -> None:
     database.execute("create table t (id int primary key)")
     shop(database).capture(log, until="current", copy=False)
@@ -441,14 +477,14 @@ def test_nothing_is_acknowledged_before_it_is_stored(
     monkeypatch.setattr(streaming, "IDLE_STORE_S", 0.05)
     monkeypatch.setattr(streaming, "ACKNOWLEDGE_S", 0.01)
     acknowledged: list[tuple[int, int]] = []
-    send = libpq.ReplicationStream.send
+    send = SocketStream.send
 
-    def watched(stream: libpq.ReplicationStream, message: bytes) -> None:
+    def watched(stream: SocketStream, message: bytes) -> None:
         flushed = int.from_bytes(message[9:17], "big")
         acknowledged.append((flushed, int(state_of(log).position)))
         send(stream, message)
 
-    monkeypatch.setattr(libpq.ReplicationStream, "send", watched)
+    monkeypatch.setattr(SocketStream, "send", watched)
     database.execute("create table t (id int primary key); create table unseen (x text)")
     with captured_in_background(log, shop(database, "t")) as running:
         running.saw("streaming")

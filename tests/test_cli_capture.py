@@ -48,7 +48,7 @@ class MadeDriver:
         self, log: eventlog.Log, name: str, dsn: str, options: Options, report: Report
     ) -> MadeRun:
         self.options = options
-        return MadeRun(self, report)
+        return MadeRun(self, log, name, report)
 
     def drop(self, dsn: str, name: str, state: Mapping[str, Any] | None) -> list[str]:
         self.dropped.append((name, state))
@@ -72,8 +72,10 @@ class MadeDriver:
 
 
 class MadeRun:
-    def __init__(self, driver: MadeDriver, report: Report) -> None:
+    def __init__(self, driver: MadeDriver, log: eventlog.Log, name: str, report: Report) -> None:
         self._driver = driver
+        self._log = log
+        self._name = name
         self._report = report
         self._stopped = False
 
@@ -86,10 +88,15 @@ class MadeRun:
         if self._driver.waits_for is not None:
             os.kill(os.getpid(), self._driver.waits_for)
             assert self._stopped, "the signal is to stop the capture"
+        self._log.engine.create_stream(self._name, "captured")
         return Outcome(position="0/10", rows=2, slot=self._driver.slot)
 
     def stop(self) -> None:
         self._stopped = True
+
+    @property
+    def made_beside(self) -> Sequence[Path]:
+        return ()
 
 
 @pytest.fixture
@@ -216,7 +223,7 @@ def test_drop_source_says_what_was_removed_and_what_stays(
     args = ("shop", "--dsn", "d", "--log", str(log.path))
     said = run(drop_source, *args).stdout.splitlines()
     assert said[:2] == ["dropped slot s", "dropped publication p"]
-    assert f"1 records up to 0/2BD00 in {log.path}" in said[2]
+    assert f"1 record up to 0/2BD00 in {log.path}" in said[2]
     assert driver.dropped == [("shop", log.source("shop"))]
     assert [info.name for info in log.streams()] == ["shop"]
     said = run(drop_source, *args).stdout.splitlines()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +25,7 @@ from eventlog.errors import SnapshotRefused
 from tests.fix_capture import PATIENCE_S, assert_snapshot_equals_postgres, until
 from tests.fix_log import MadeSource, column, insert
 from tests.fix_postgres import Database, RunCli, assert_explained
+from tests.forked import Forked
 
 TABLES = """
 create table a (id int primary key, x text);
@@ -39,25 +38,18 @@ insert into b select g, repeat('b', 100) || g from generate_series(1, 20000) g;
 Answer = tuple[list[Fact], dict[str, Any]]
 """Facts, and what changes in the state with them."""
 
-Joining = tuple["Capturing", "subprocess.Popen[str]"]
+Joining = tuple["Capturing", Forked]
 
 
 class Capturing:
     """`eventlog capture` in a process of its own; its events as they come."""
 
-    def __init__(self, database: Database, log_dir: Path, *args: str) -> None:
+    def __init__(self, run_cli: RunCli, database: Database, log_dir: Path, *args: str) -> None:
         self._database = database
         self._log_dir = log_dir
         self.events: list[dict[str, Any]] = []
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "eventlog.cli", "capture", "--source", "shop", "--json"),
-                *("--dsn", database.dsn, "--log", str(log_dir), *args),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        places = ("--dsn", database.dsn, "--log", str(log_dir))
+        self.process = run_cli.spawn("capture", "--source", "shop", "--json", *places, *args)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
@@ -91,22 +83,23 @@ class Capturing:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate()
         self._reader.join()
+        self.process.communicate()
 
     def end(self) -> None:
         self.process.terminate()
-        try:
-            _, said = self.process.communicate(timeout=PATIENCE_S)
-        finally:
-            self._reader.join()
+        self.process.wait(PATIENCE_S)
+        self._reader.join()
+        _, said = self.process.communicate()
         assert self.process.returncode == 0, said
 
 
 @contextmanager
-def capturing(database: Database, log_dir: Path, *args: str) -> Iterator[Capturing]:
+def capturing(
+    run_cli: RunCli, database: Database, log_dir: Path, *args: str
+) -> Iterator[Capturing]:
     """A capture that streams, until the block's end."""
-    running = Capturing(database, log_dir, *args)
+    running = Capturing(run_cli, database, log_dir, *args)
     try:
         running.saw("streaming")
         yield running
@@ -327,7 +320,10 @@ def test_a_table_joins_while_a_capture_runs(
     database: Database, log_dir: Path, run_cli: RunCli
 ) -> None:
     database.execute(TABLES)
-    with capturing(database, log_dir, "--table", "public.a") as running, opened(log_dir) as log:
+    with (
+        capturing(run_cli, database, log_dir, "--table", "public.a") as running,
+        opened(log_dir) as log,
+    ):
         database.execute("update b set x = 'before' where id = 1; delete from a where id = 1")
         done = run_cli("tables", "add", "shop", "public.b", "--log", str(log_dir))
         assert done.returncode == 0, done
@@ -353,7 +349,7 @@ def test_a_table_leaves_while_a_capture_runs(
 ) -> None:
     database18.execute(TABLES)
     command = ("--table", "public.*")
-    with capturing(database18, log_dir, *command) as running, opened(log_dir) as log:
+    with capturing(run_cli, database18, log_dir, *command) as running, opened(log_dir) as log:
         database18.execute("insert into a values (0, 'last')")
         running.reached_now(log)
         complete = log.stream("shop").end
@@ -371,7 +367,7 @@ def test_a_table_leaves_while_a_capture_runs(
         assert_snapshot_equals_postgres(log, database18, "b")
     head, tables = listed(run_cli, log_dir)
     assert tables["public.a"]["state"] == "left" and head["left_out"] == ["public.a"]
-    with capturing(database18, log_dir, *command) as running, opened(log_dir) as log:
+    with capturing(run_cli, database18, log_dir, *command) as running, opened(log_dir) as log:
         database18.execute("insert into a values (-2, 'unseen'); insert into b values (-2, 'seen')")
         running.reached_now(log)
         assert listed(run_cli, log_dir)[1]["public.a"]["state"] == "left"
@@ -388,7 +384,7 @@ def test_a_table_is_copied_again_on_demand(
 ) -> None:
     database18.execute(TABLES)
     command = ("--table", "public.*")
-    with capturing(database18, log_dir, *command) as running, opened(log_dir) as log:
+    with capturing(run_cli, database18, log_dir, *command) as running, opened(log_dir) as log:
         database18.execute("delete from a where id > 50")
         running.reached_now(log)
         before = log.stream("shop").end
@@ -410,7 +406,7 @@ def test_a_request_that_cannot_be_done_is_refused_with_the_reason(
     database18: Database, log_dir: Path, run_cli: RunCli
 ) -> None:
     database18.execute(TABLES + "create view v as select * from a")
-    with capturing(database18, log_dir, "--table", "public.a"), opened(log_dir) as log:
+    with capturing(run_cli, database18, log_dir, "--table", "public.a"), opened(log_dir) as log:
         for verb, name, reason in (
             ("add", "public.nope", "no table"),
             ("add", "public.v", "view"),
@@ -433,7 +429,10 @@ def test_several_tables_and_a_pattern_join_at_once(
         "create table crm.people (id int primary key); insert into crm.people values (1), (2);"
         "create table crm.notes (body text); insert into crm.notes values ('x')"
     )
-    with capturing(database18, log_dir, "--table", "public.a") as running, opened(log_dir) as log:
+    with (
+        capturing(run_cli, database18, log_dir, "--table", "public.a") as running,
+        opened(log_dir) as log,
+    ):
         done = run_cli("tables", "add", "shop", "public.b", "crm.*", "--log", str(log_dir))
         assert done.returncode == 0, done
         database18.execute("insert into crm.people values (3); insert into crm.notes values ('y')")
@@ -484,7 +483,10 @@ def test_a_table_can_join_without_some_columns_and_with_hashes_of_others(
         "insert into people select g, 'mail' || g || '@secret', 'phone-secret', 1"
         "  from generate_series(1, 200) g"
     )
-    with capturing(database18, log_dir, "--table", "public.a") as running, opened(log_dir) as log:
+    with (
+        capturing(run_cli, database18, log_dir, "--table", "public.a") as running,
+        opened(log_dir) as log,
+    ):
         spec, hashed = "public.people(id,email,tier)", "public.people.email"
         done = run_cli("tables", "add", "shop", spec, "--hash", hashed, "--log", str(log_dir))
         assert done.returncode == 0, done
@@ -504,7 +506,7 @@ def test_nobody_waits_for_a_request_unless_it_is_wanted(
     database18: Database, log_dir: Path, run_cli: RunCli
 ) -> None:
     database18.execute(TABLES)
-    with capturing(database18, log_dir, "--table", "public.a"), opened(log_dir):
+    with capturing(run_cli, database18, log_dir, "--table", "public.a"), opened(log_dir):
         done = run_cli("tables", "add", "shop", "public.b", "--no-wait", "--log", str(log_dir))
         assert done.returncode == 0 and len(done.stdout.splitlines()) == 2, done
 
@@ -523,23 +525,18 @@ def joining(database: Database, log_dir: Path, run_cli: RunCli) -> Iterator[Join
         "insert into b select g, repeat('b', 1000) from generate_series(20001, 40000) g"
     )
     args = ("--table", "public.a", "--copy-rate", "3")
-    running = Capturing(database, log_dir, *args)
+    running = Capturing(run_cli, database, log_dir, *args)
     try:
         running.saw("streaming")
         words = ("tables", "add", "shop", "public.b", "--log", str(log_dir))
-        with subprocess.Popen(
-            [sys.executable, "-m", "eventlog.cli", *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as asking:
+        asking = run_cli.spawn(*words)
 
-            def half() -> bool:
-                _, tables = listed(run_cli, log_dir)
-                return bool(tables.get("public.b", {}).get("share"))
+        def half() -> bool:
+            _, tables = listed(run_cli, log_dir)
+            return bool(tables.get("public.b", {}).get("share"))
 
-            until(half, "a part of the copy")
-            yield running, asking
+        until(half, "a part of the copy")
+        yield running, asking
     finally:
         running.kill()
 
@@ -591,7 +588,7 @@ def test_dropping_a_source_frees_its_server_and_keeps_the_log(
 ) -> None:
     database.execute(TABLES)
     args = ("--dsn", database.dsn, "--log", str(log_dir))
-    with capturing(database, log_dir, "--table", "public.a"):
+    with capturing(run_cli, database, log_dir, "--table", "public.a"):
         done = run_cli("drop-source", "shop", *args)
         assert_explained(done)
         assert "is being captured by process" in done.stderr
@@ -611,7 +608,7 @@ def test_what_a_killed_trial_left_is_dropped_without_its_log(
     database18: Database, log_dir: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:
     database18.execute(TABLES)
-    trial = Capturing(database18, log_dir, "--table", "public.a", "--temporary")
+    trial = Capturing(run_cli, database18, log_dir, "--table", "public.a", "--temporary")
     try:
         trial.saw("streaming")
     finally:
@@ -633,7 +630,7 @@ def test_status_tells_what_the_server_keeps(
 ) -> None:
     database18.execute(TABLES)
     args = ("--dsn", database18.dsn, "--log", str(log_dir), "--json")
-    with capturing(database18, log_dir, "--table", "public.a") as running, opened(log_dir):
+    with capturing(run_cli, database18, log_dir, "--table", "public.a") as running, opened(log_dir):
         found = json.loads(run_cli("status", *args).stdout)
         assert found["writer"] == str(running.process.pid)
     database18.execute("insert into a select g from generate_series(1000, 3000) g")
@@ -646,7 +643,7 @@ def test_another_server_is_not_tidied_up(
     database18: Database, log_dir: Path, run_cli: RunCli
 ) -> None:
     database18.execute(TABLES)
-    with capturing(database18, log_dir, "--table", "public.a"):
+    with capturing(run_cli, database18, log_dir, "--table", "public.a"):
         pass
     with eventlog.open(log_dir) as log:
         state = log.source("shop") or {}

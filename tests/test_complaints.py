@@ -16,6 +16,7 @@ from cdc.driver import driver_of
 from cdc.errors import SlotLost
 from cdc.postgres import capture as capture_module
 from cdc.postgres import streaming
+from cdc.postgres.attending import attendant
 from cdc.postgres.server import EmbeddedServer
 from cdc.requests import ask
 from tests.fix_capture import (
@@ -149,7 +150,7 @@ def test_a_slow_disk_does_not_end_the_connection(
     database: Database, log: eventlog.Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that gives up a capture which is busy storing what it sent."""
-    monkeypatch.setattr(streaming, "STATUS_S", 0.3)
+    monkeypatch.setattr(streaming, "STATUS_S", 0.2)
     database.execute("create table t (id int primary key)")
     database.execute(f"alter database \"{database.name}\" set wal_sender_timeout = '2s'")
     commit = log.engine.commit
@@ -157,7 +158,7 @@ def test_a_slow_disk_does_not_end_the_connection(
     def slow(*args: Any, **options: Any) -> Any:
         if slow_now.is_set():
             slow_now.clear()
-            time.sleep(5)  # much longer than the server waits for a word
+            time.sleep(3.5)  # much longer than the server waits for a word
         return commit(*args, **options)
 
     slow_now = threading.Event()
@@ -190,8 +191,12 @@ def test_memory_does_not_grow_with_a_transaction(database18: Database, log_dir: 
         assert log.check() == []
 
 
-def test_a_source_takes_one_slot_whatever_reads_it(database: Database, log: eventlog.Log) -> None:
+def test_a_source_takes_one_slot_whatever_reads_it(
+    database: Database, log: eventlog.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Slots and walsenders that a server runs out of, each of which decodes all WAL again."""
+    monkeypatch.setattr(attendant, "LOOK_S", 0.2)
+    monkeypatch.setattr(streaming, "IDLE_STORE_S", 0.1)
     slots = (
         "select count(*) from pg_replication_slots"
         " where database = current_database() and not temporary"

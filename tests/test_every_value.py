@@ -7,9 +7,13 @@ and -0.
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psycopg
@@ -19,13 +23,14 @@ import cdc
 import eventlog
 from cdc.errors import CaptureError
 from cdc.postgres.copy_codec import CODEC
+from cdc.postgres.server import EmbeddedServer
 from cdc.postgres.values.builtin_types import BUILTIN, delimiter, element, underlying
 from eventlog.changes.change import UNCHANGED, Change, Op
 from eventlog.changes.schema import Schema
 from tests import every_type
 from tests.every_type import Every, quoted
 from tests.fix_capture import assert_snapshot_equals_postgres, drop_slot
-from tests.fix_postgres import Database
+from tests.fix_postgres import SETTINGS, WHEEL, Database, bindir
 from tests.test_values import written
 
 MADE_BY_NOTHING = {
@@ -384,6 +389,54 @@ def test_hostile_settings_of_roles_and_databases_change_nothing(
     (one, two) = log.snapshot("shop").table("public.t").to_arrow(cast={"i": "text"}).to_pylist()
     assert one == {**two, "id": 1}
     assert (one["i"], one["r"]) == ("P-1M2DT3H4M5S", 'public."T"')
+
+
+@pytest.fixture
+def locales(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Locales that servers which are started now know: de_DE and sv_SE."""
+    with TemporaryDirectory() as folder:
+        place = Path(folder)
+        place.chmod(0o755)  # The server may run as another user.
+        for name in ("de_DE", "sv_SE"):
+            _make_locale(name, place / f"{name}.UTF-8")
+        monkeypatch.setenv("LOCPATH", folder)
+        yield
+
+
+@pytest.mark.usefixtures("locales")
+def test_money_is_stored_the_same_whatever_the_locale(log: eventlog.Log) -> None:
+    """Server and role write it in other ways."""
+    settings = {**SETTINGS, "lc_monetary": "de_DE.UTF-8"}
+    with (
+        EmbeddedServer.start(bindir=bindir(WHEEL), settings=settings) as server,
+        psycopg.connect(server.dsn, autocommit=True) as conn,
+    ):
+        shown = conn.execute("select (-1234.5)::numeric::money::text").fetchone()
+        assert shown == ("-1.234,50 €",), "the locale is in force"
+        conn.execute("create table t (id int primary key, m money)")
+        conn.execute("insert into t values (1, (-1234.5)::numeric::money)")
+        conn.execute("create role odd superuser login replication")
+        conn.execute("alter role odd set lc_monetary = 'sv_SE.UTF-8'")
+        source = cdc.Source("shop", f"{server.dsn} user=odd", ("t",))
+        source.capture(log, until="current")
+        conn.execute("insert into t values (2, (-1234.5)::numeric::money)")
+        source.capture(log, until="current")
+    assert [row["m"] for row in rows_of(log)] == ["-$1,234.50"] * 2
+
+
+def _make_locale(name: str, place: Path) -> None:
+    """Make a locale that writes money as `name` does; the rest, which takes long, is POSIX's."""
+    if shutil.which("localedef") is None or not Path(f"/usr/share/i18n/locales/{name}").exists():
+        pytest.skip("no locales can be made here: apt-get install locales")
+    copied = {f"LC_{kind}": "POSIX" for kind in ("CTYPE", "COLLATE", "NUMERIC", "TIME", "MESSAGES")}
+    copied["LC_MONETARY"] = name
+    source = place.with_suffix(".source")
+    parts = (f'{kind}\ncopy "{found}"\nEND {kind}\n' for kind, found in copied.items())
+    source.write_text("comment_char %\nescape_char /\n" + "".join(parts))
+    command = ["localedef", "-c", "-i", str(source), "-f", "UTF-8", str(place)]
+    made = subprocess.run(command, capture_output=True, text=True)
+    # It warns, with 1, of what is not there.
+    assert made.returncode in (0, 1) and place.exists(), made
 
 
 def test_the_high_half_of_char_is_a_byte_before_15_and_octal_since(

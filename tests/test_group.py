@@ -122,8 +122,9 @@ def test_an_interrupt_of_the_main_thread_inside_its_transaction_touches_no_other
     engine: Engine, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     engine.create_stream("s", "events")
-    apply, leave = commit.apply, store._Transaction.__exit__
+    apply, leave, take = commit.apply, store._Transaction.__exit__, GroupCommitter._take
     begun = threading.Event()
+    taken: list[Any] = []
 
     def main() -> bool:
         return threading.current_thread() is threading.main_thread()
@@ -133,8 +134,9 @@ def test_an_interrupt_of_the_main_thread_inside_its_transaction_touches_no_other
         if main():
             begun.set()
             deadline = time.monotonic() + 20
-            while len(engine._committer._waiting) < 8 and time.monotonic() < deadline:
-                time.sleep(0.001)  # The others wait for this transaction.
+            while len(taken) + len(engine._committer._waiting) < 8:
+                assert time.monotonic() < deadline, "the others wait for this transaction"
+                time.sleep(0.001)
             if moment == "in the block":
                 raise KeyboardInterrupt
         return applied
@@ -146,6 +148,11 @@ def test_an_interrupt_of_the_main_thread_inside_its_transaction_touches_no_other
         if main() and transaction.write and moment == "after the commit":
             raise KeyboardInterrupt
 
+    def seen_take(committer: GroupCommitter) -> list[Any]:
+        group = take(committer)
+        taken.extend(group)  # By whoever leads, and waits for this transaction.
+        return group
+
     results: list[int] = []
 
     def work(number: int) -> None:
@@ -156,6 +163,7 @@ def test_an_interrupt_of_the_main_thread_inside_its_transaction_touches_no_other
     for thread in threads:
         thread.start()
     with monkeypatch.context() as patch:
+        patch.setattr(GroupCommitter, "_take", seen_take)
         patch.setattr(commit, "apply", interrupted_apply)
         patch.setattr(store._Transaction, "__exit__", interrupted_exit)
         with pytest.raises(KeyboardInterrupt) as kept:

@@ -6,8 +6,6 @@ import os
 import random
 import select
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -25,6 +23,7 @@ from cdc.postgres.protocol.lsn import Lsn
 from eventlog.engine.batch import BATCH_BYTES
 from tests.fix_capture import assert_snapshot_equals_postgres, state_of, wal_position
 from tests.fix_postgres import Database
+from tests.forked import Nursery
 
 KILLS = 50
 STEP = 600  # events applied at a time
@@ -75,14 +74,9 @@ class Replay:
 class Daemon:
     """The capture as a process of its own."""
 
-    def __init__(self, log_dir: Path, database: Database) -> None:
+    def __init__(self, nursery: Nursery, log_dir: Path, database: Database) -> None:
         arguments = [str(log_dir), database.dsn, "shop", SLOTS["killed"], "mine"]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.captured_for_ever", *arguments],
-            cwd=Path(__file__).parents[1],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        self._process = nursery.spawn("tests.captured_for_ever", arguments)
 
     def first_word(self) -> str:
         """What it tells first; empty where it ended instead."""
@@ -93,14 +87,14 @@ class Daemon:
 
     def kill(self) -> None:
         """SIGKILL; it must have been alive."""
-        self._process.send_signal(signal.SIGKILL)
+        self._process.kill()
         _, errors = self._process.communicate()
-        assert self._process.returncode == -signal.SIGKILL, errors.decode()
+        assert self._process.returncode == -signal.SIGKILL, errors
 
 
 @pytest.mark.kill
 def test_killed_at_random_moments_it_loses_doubles_and_reorders_nothing(
-    database18: Database, tmp_path: Path
+    database18: Database, tmp_path: Path, nursery: Nursery
 ) -> None:
     database = database18
     seed = random.randrange(1 << 32)
@@ -115,7 +109,7 @@ def test_killed_at_random_moments_it_loses_doubles_and_reorders_nothing(
     with Replay(database.dsn) as replaying:
         for _ in range(KILLS):
             assert replaying.error is None
-            daemon = Daemon(log_dir, database)
+            daemon = Daemon(nursery, log_dir, database)
             if chance.random() < 0.1:
                 time.sleep(chance.uniform(0, 0.6))  # in its start
             else:

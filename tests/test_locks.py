@@ -323,7 +323,8 @@ def test_a_capture_that_waits_at_its_beginning_is_stopped_at_once(
         "select count(*) from pg_replication_slots where database = current_database()"
     )
     assert slots == 0
-    with eventlog.open(tmp_path / "log") as log:
+    assert not (tmp_path / "log").exists(), "nothing came of it"
+    with eventlog.open(tmp_path / "log", create=True) as log:
         shop(database).capture(log, until="current")
         assert_snapshot_equals_postgres(log, database, "orders", "calm")
         assert log.check() == []

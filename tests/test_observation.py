@@ -12,6 +12,7 @@ import pytest
 
 from cdc.postgres.connection import Connection, connect
 from cdc.postgres.publishing import publication
+from cdc.postgres.schema import observation
 from cdc.postgres.schema.catalog import resolve_tables
 from cdc.postgres.schema.observation import TableFacts, judge, observe
 from cdc.postgres.server import EmbeddedServer
@@ -434,6 +435,26 @@ def test_a_partition_that_may_not_be_read_counts_as_attached(
         allowed = observe(plain, [oid], before=again)
         assert judge(again[oid], allowed[oid]) is None
     database.execute(f"drop owned by {role}; drop role {role}")
+
+
+def test_rows_of_a_new_partition_are_not_looked_for_in_a_namesake(
+    database: Database, conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oid = oid_of(database, "parted")
+    before = observe(conn, [oid])
+    database.execute(
+        "begin; create table parted_3 partition of parted for values in (3);"
+        "insert into parted values (1, 3, 'with it'); end"
+    )
+    look = observation._has_rows_of
+
+    def late(*args: object) -> bool:
+        database.execute("alter table parted_3 rename to other; create table parted_3 (id int)")
+        return look(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(observation, "_has_rows_of", late)
+    now = observe(conn, [oid], before=before)
+    assert judge(before[oid], now[oid]) == ATTACHED
 
 
 def test_a_look_waits_for_no_lock(database: Database, conn: Connection) -> None:

@@ -11,9 +11,14 @@ import pytest
 
 import cdc
 import eventlog
+from cdc.captured import captured_tables
+from cdc.driver import driver_of
 from cdc.postgres import streaming
-from cdc.postgres.attending import attendant
+from cdc.postgres.attending import attendant, rounds
+from cdc.postgres.connection import Connection
+from cdc.postgres.copy.snapshot_reader import server_time_us
 from cdc.requests import ask, facts
+from eventlog.changes.change import Op
 from eventlog.errors import SnapshotRefused, UnknownTable
 from tests.fix_capture import (
     assert_snapshot_equals_postgres,
@@ -35,6 +40,8 @@ insert into p select g, 'first' from generate_series(1, 150) g;
 @pytest.fixture(autouse=True)
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attendant, "LOOK_S", 0.1)
+    monkeypatch.setattr(attendant, "SOON_S", 0.1)
+    monkeypatch.setattr(streaming, "IDLE_STORE_S", 0.1)
 
 
 def shop(database: Database, *tables: str) -> cdc.Source:
@@ -99,19 +106,28 @@ def test_a_renamed_table_that_is_taken_out_of_the_publication_is_refused_from_th
 
 
 def test_a_renamed_table_is_known_by_its_new_name_before_it_changes_again(
-    database: Database, log: eventlog.Log, monkeypatch: pytest.MonkeyPatch
+    database: Database, log: eventlog.Log
 ) -> None:
-    monkeypatch.setattr(streaming, "IDLE_STORE_S", 0.1)
-    monkeypatch.setattr(attendant, "SOON_S", 0.1)
     database.execute("create table a (id int primary key); insert into a values (1)")
     database.execute("create table other (id int primary key)")
     with captured_in_background(log, shop(database, "public.a", "public.other")) as running:
         running.saw("streaming")
-        database.execute("insert into a values (2); alter table a rename to b")
-        running.saw("renamed")
+        database.execute("insert into a values (2)")
+        running.reached(wal_position(database))
         cut = log.stream("shop").end
+        database.execute("alter table a rename to b")
+        running.saw("renamed")
+        # With nothing behind it in the source.
+        assert_snapshot_equals_postgres(log, database, "b")
+        last = list(log.stream("shop").read())[-1]
+        assert (last.offset, last.op, last.table) == (cut, Op.RENAME, "public.b")
+        assert last.row is not None and last.row["was"] == "public.a"
+        kept = [change.op for change in log.stream("shop").history("public.b", key=1)]
+        assert kept == [Op.READ], "it is no change of a row"
+        listed = captured_tables(log, "shop", driver_of(database.dsn)).tables
+        assert [table.table for table in listed] == ["public.b", "public.other"]
         database.execute("insert into other values (1)")
-        until(lambda: log.stream("shop").end > cut, "a change of another table")
+        until(lambda: log.stream("shop").end > cut + 1, "a change of another table")
         running.reached(wal_position(database))
         assert_snapshot_equals_postgres(log, database, "b", "other")
         with pytest.raises(UnknownTable):
@@ -132,11 +148,73 @@ def test_a_capture_up_to_now_learns_a_new_name_too(database: Database, log: even
     database.execute("create table other (id int primary key)")
     source = shop(database, "public.a", "public.other")
     source.capture(log, until="current")
+    before = log.stream("shop").end
     database.execute("alter table a rename to b")
     source.capture(log, until="current")
+    assert_snapshot_equals_postgres(log, database, "b")
+    assert log.snapshot("shop", at=before).table("public.a").to_arrow().num_rows == 1
+    with pytest.raises(UnknownTable, match=f"at offset {before}"):
+        log.snapshot("shop", at=before).table("public.b")
     database.execute("insert into other values (1)")
     source.capture(log, until="current")
     assert_snapshot_equals_postgres(log, database, "b", "other")
+
+
+def test_tables_that_swapped_their_names_have_no_cut_between(
+    database: Database, log: eventlog.Log
+) -> None:
+    database.execute("create table a (id int primary key); insert into a values (1)")
+    database.execute("create table b (id int primary key); insert into b values (2), (3)")
+    source = shop(database, "public.a", "public.b")
+    source.capture(log, until="current")
+    before = log.stream("shop").end
+    database.execute(
+        "begin; alter table a rename to c; alter table b rename to a; alter table c rename to b;"
+        " commit"
+    )
+    source.capture(log, until="current")
+    assert log.stream("shop").end == before + 2
+    assert_snapshot_equals_postgres(log, database, "a", "b")
+    for cut in range(before, before + 3):
+        snapshot = log.snapshot("shop", at=cut)
+        rows = [snapshot.table(f"public.{name}").to_arrow().num_rows for name in "ab"]
+        assert rows == ([1, 2] if cut == before else [2, 1])
+    # And back, which nothing but the catalog tells either.
+    database.execute(
+        "begin; alter table a rename to c; alter table b rename to a; alter table c rename to b;"
+        " commit"
+    )
+    source.capture(log, until="current")
+    assert_snapshot_equals_postgres(log, database, "a", "b")
+    assert log.check() == []
+
+
+def test_a_name_that_the_stream_outran_is_not_taken_back(
+    database: Database, log: eventlog.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.execute("create table a (id int primary key)")
+    asked = []
+
+    def slow(conn: Connection) -> int:
+        if not asked:
+            # Between the look at the catalog and the record of what it showed.
+            asked.append(1)
+            database.execute("alter table b rename to c; insert into c values (1)")
+            end = wal_position(database)
+            until(lambda: state_of(log).position >= end, "the insert")
+        return server_time_us(conn)
+
+    source = shop(database, "public.a")
+    source.capture(log, until="current")
+    database.execute("alter table a rename to b")
+    with monkeypatch.context() as patched:
+        patched.setattr(rounds, "server_time_us", slow)
+        source.capture(log, until="current")
+    assert asked
+    assert_snapshot_equals_postgres(log, database, "c")
+    assert [change.table for change in log.stream("shop").read()][-1] == "public.c"
+    names = [schema["name"] for _, schema in log.engine.schemas("shop")]
+    assert names[-1] == "c" and "b" not in names
 
 
 KILLED = """

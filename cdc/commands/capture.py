@@ -14,11 +14,10 @@ from cdc.commands.source_option import (
     warn_of_dsn,
     was_typed,
 )
-from eventlog.cli.options import json_option, log_option, open_log
+from eventlog.cli.options import json_option, log_option
 
 if TYPE_CHECKING:
     from cdc.options import Outcome
-    from eventlog import Log
 
 
 @click.command(
@@ -98,6 +97,7 @@ def capture(
     acknowledged.
     """
     from cdc.commands.capture_report import JsonReport, TextReport
+    from cdc.commands.new_log import opened_or_made
     from cdc.source import Source
     from eventlog.cli.stopping import stopped_by_signals
     from eventlog.names import checked_name
@@ -105,9 +105,9 @@ def capture(
     checked_name(source, kind="source")
     warn_of_dsn(ctx, dsn)
     report = JsonReport() if as_json else TextReport()
-    with _opened(log_dir, dsn, tables) as log:
-        running = Source(source, dsn, tables).start(
-            log,
+    with opened_or_made(log_dir, dsn, tables) as opened:
+        running = opened.running = Source(source, dsn, tables).start(
+            opened.log,
             report=report,
             until=until,
             copy=not no_copy,
@@ -122,21 +122,6 @@ def capture(
         with stopped_by_signals(running.stop), report:
             outcome = running.run()
     report.end(source, outcome, _drop_command(ctx, source, dsn, log_dir, outcome))
-
-
-def _opened(log_dir: Path, dsn: str, tables: tuple[str, ...]) -> Log:
-    """The log, which is made where there is none, once the source answers and has the tables.
-
-    So a wrong address, or a mistyped name, leaves no empty log behind.
-    """
-    from cdc.driver import driver_of
-    from eventlog.errors import NotALog
-
-    try:
-        return open_log(log_dir)
-    except NotALog:
-        driver_of(dsn).tables(dsn, tables)
-        return open_log(log_dir, create=True)
 
 
 def _drop_command(

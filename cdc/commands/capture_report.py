@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import click
 
 from cdc.options import Event, Outcome
+from eventlog.changes.quantities import counted
 from eventlog.cli.printing import one_line, write_json, write_lines
 from eventlog.cli.progress import EVERY_S, StatusLine
 
@@ -66,7 +67,7 @@ class TextReport:
 
     def end(self, source: str, outcome: Outcome, drop: str | None) -> None:
         """Say how the capture ended, and what stays at the server."""
-        lines = [f"captured {source} up to {outcome.position}: {outcome.rows:,} changes"]
+        lines = [f"captured {source} up to {outcome.position}: {counted(outcome.rows, 'change')}"]
         if outcome.slot is not None:
             lines += [
                 f"The server now keeps its WAL for slot {outcome.slot}, until the capture goes on.",

@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from cdc.options import Event
+from eventlog.changes.quantities import counted
 from eventlog.cli.printing import one_line
 
 
@@ -37,7 +38,7 @@ class CopyBars:
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[rows]:,} rows"),
+            TextColumn("{task.fields[rows]}"),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
             console=console or Console(file=sys.stderr),
@@ -54,11 +55,10 @@ class CopyBars:
         total = _total(event)
         task = self._tasks.get(table)
         if task is None:
-            task = self._tasks[table] = self._progress.add_task(table, total=total, rows=0)
+            task = self._tasks[table] = self._progress.add_task(table, total=total, rows="")
         self._progress.start()
-        self._progress.update(
-            task, completed=event.bytes, total=total, rows=event.rows, refresh=True
-        )
+        rows = counted(event.rows, "row")
+        self._progress.update(task, completed=event.bytes, total=total, rows=rows, refresh=True)
 
     def clear(self, table: str | None = None) -> None:
         """Take the bars away, to print something else; that of `table` for good."""

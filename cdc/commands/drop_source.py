@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from cdc.commands.source_option import dsn_option, warn_of_dsn
+from eventlog.changes.quantities import counted
 from eventlog.cli.options import json_option, log_option, open_log
 from eventlog.cli.printing import write_json, write_lines
 
@@ -40,7 +41,7 @@ def drop_source(ctx: click.Context, name: str, dsn: str, log_dir: Path, as_json:
     if not dropped:
         lines.append(f"the server holds no slot and no publication of source {name!r}")
     if stays is not None:
-        where = f"{stays['records']:,} records up to {stays['position']} in {log_dir}"
+        where = f"{counted(stays['records'], 'record')} up to {stays['position']} in {log_dir}"
         lines.append(f"The log keeps what was captured, readable as before: {where}.")
         lines.append("To capture it again, choose another source name.")
     write_lines(lines, flush=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cdc.commands.source_option import dsn_option, warn_of_dsn
+from eventlog.changes.quantities import counted
 from eventlog.cli.options import json_option, log_option, open_log
 from eventlog.cli.printing import Columns, one_line, write_json, write_lines
 
@@ -115,7 +116,7 @@ def _at_work(sources: list[dict[str, Any]]) -> Iterator[str]:
     for source in sources:
         for copy in source["copying"]:
             share = "" if copy["share"] is None else f", {percent(copy['share'])}"
-            rows = f"{copy['rows'] or 0:,} rows"
+            rows = counted(copy["rows"] or 0, "row")
             yield one_line(f"{source['source']}: copying {copy['table']}: {rows}{share}")
         for request in source["waiting"]:
             waits = f"{request['ask']} {request['table']}"

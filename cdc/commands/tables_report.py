@@ -13,6 +13,7 @@ from cdc.answers import Answer, answer, copies
 from cdc.captured import percent
 from cdc.driver import SourceDriver
 from cdc.requests import Fact, Request, Told, facts
+from eventlog.changes.quantities import counted
 from eventlog.cli.printing import one_line, write_json, write_lines
 from eventlog.cli.progress import StatusLine
 
@@ -129,7 +130,7 @@ class TextAnswers:
         self._told.add((request.offset, fact))
         if fact.fact == "refused":
             return  # The error at the end says so.
-        rows = f": {fact.rows:,} rows" if fact.rows is not None else ""
+        rows = f": {counted(fact.rows, 'row')}" if fact.rows is not None else ""
         why = f" ({fact.why})" if fact.why else ""
         self._line.clear()
         write_lines([one_line(f"{fact.table} {_DONE[fact.fact]}{rows}{why}")], flush=True)
@@ -137,7 +138,7 @@ class TextAnswers:
     def _moving(self, fact: Fact, cursor: Mapping[str, Any]) -> str:
         share = self._driver.copied_share(cursor)
         part = "" if share is None else f", {percent(share)}"
-        return f"copying {fact.table}: {cursor.get('rows', 0):,} rows{part}"
+        return f"copying {fact.table}: {counted(cursor.get('rows', 0), 'row')}{part}"
 
 
 class JsonAnswers:

@@ -26,6 +26,7 @@ from cdc.demo.plan import Plan
 from cdc.demo.replay import Replayed, create_tables, replay
 from cdc.demo.summary import Summary, suggestions
 from cdc.postgres.server import EmbeddedServer
+from eventlog.changes.quantities import counted
 from eventlog.errors import EnvironmentFault
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class _Run:
         self._took("catch_up", began_waiting)
         rate = stop / max(time.monotonic() - began, 1e-9)
         self._tell.say(
-            f"{stop:,} changes in {self._summary.transactions:,} transactions;"
+            f"{counted(stop, 'change')} in {counted(self._summary.transactions, 'transaction')};"
             f" the log had the last one {self._summary.seconds['catch_up']:.1f} s after its commit"
             f" ({rate:,.0f} changes a second)"
         )
@@ -155,14 +156,14 @@ class _Run:
         offset = self._summary.killed_at_offset = log.stream(STREAM).end
         self._tell.say(
             f"killed the capture (SIGKILL to process {pid}) at offset {offset:,},"
-            f" {now.applied - daemon.captured:,} changes behind; the application goes on"
+            f" {counted(now.applied - daemon.captured, 'change')} behind; the application goes on"
         )
 
     def _restart(self, daemon: Daemon, *, missed: int) -> None:
         daemon.start()
         self._tell.say(
-            f"restarted it as process {daemon.pid}, {missed:,} changes behind: it goes on where"
-            " the log ends"
+            f"restarted it as process {daemon.pid}, {counted(missed, 'change')} behind: it goes on"
+            " where the log ends"
         )
 
     def _count(self, parts: list[Replayed]) -> None:
@@ -244,7 +245,7 @@ class _Run:
 
 
 def _verdict(found: Rebuilt, name: str) -> str:
-    said = f"{found.table} as of offset {found.offset:,} ({name}): {found.rows:,} rows"
+    said = f"{found.table} as of offset {found.offset:,} ({name}): {counted(found.rows, 'row')}"
     if found.equal:
         return f"{said}, equal to Postgres row for row"
     return f"{said}, DIFFERENT: Postgres had {found.postgres_rows:,}, {found.differing:,} differ"

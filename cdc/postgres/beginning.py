@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from cdc.errors import MissingTable, ServerError, SlotInUse, TableLocked
+from cdc.errors import CaptureError, MissingTable, ServerError, SlotInUse, TableLocked
 from cdc.options import Event, Options, Report
 from cdc.postgres import locks, setup
 from cdc.postgres.attending.link import Stopped
@@ -31,7 +32,7 @@ from cdc.postgres.copy.snapshot_reader import Job, Snapshot
 from cdc.postgres.copy.throttle import Throttle
 from cdc.postgres.privacy import hashing
 from cdc.postgres.privacy.hash_key import HashKey
-from cdc.postgres.protocol.libpq import CANCELLED
+from cdc.postgres.protocol.answers import CANCELLED
 from cdc.postgres.publishing import slot
 from cdc.postgres.schema.describing import describe
 from cdc.postgres.schema.observation import observe
@@ -39,6 +40,7 @@ from cdc.postgres.schema.schema_book import SchemaBook
 from cdc.postgres.setup import Prepared
 from cdc.postgres.state import Phase, SourceState
 from cdc.postgres.taking_up import gate_and_book
+from cdc.postgres.traces import Traces
 from cdc.requests import Fact, creation, tell
 from eventlog import Log
 from eventlog.engine import Append, Batch, Plan, SourceUpdate, Writer
@@ -54,6 +56,8 @@ class Beginning:
     """Brings a source to where its changes can be streamed.
 
     `temporary` is the connection that holds a temporary slot: it must stay open until streaming.
+    `untouched`: nothing of the source is at the server, and the log has but its first state, which
+    may be forgotten. `made_beside` are files beside the log that were made.
     """
 
     log: Log
@@ -66,6 +70,8 @@ class Beginning:
     report: Report
     stopped: Callable[[], bool]
     temporary: Connection | None = None
+    untouched: bool = True
+    made_beside: Sequence[Path] = ()
     _state: SourceState | None = field(init=False, default=None)
 
     def state(self, conn: Connection, stored: SourceState | None) -> SourceState:
@@ -73,6 +79,7 @@ class Beginning:
 
         Raises Stopped where the capture was stopped before there is a slot.
         """
+        self.untouched = stored is None
         if stored is not None and self._may_go_on(conn, stored):
             text = "the last copy was cut off; what is left is copied beside the stream"
             self.report(Event(kind="warning", text=text))
@@ -102,24 +109,38 @@ class Beginning:
     def _new(
         self, conn: Connection, replication: Connection, stored: SourceState | None
     ) -> SourceState:
-        with self._stoppable(conn, replication):
-            prepared = setup.plan_source(
-                conn,
-                replication,
-                self.name,
-                self.options,
-                self.report,
-                hashes=hashing.wanted(self.name, stored, self.options),
-                take_key=lambda: self._take_key(stored),
-            )
-            # Looked at before the slot is made: a change that falls between is noticed, not missed.
-            facts = observe(conn, prepared.state.relations or (), prepared.state.publications)
-            self._store(prepared.state)
-            if self.stopped():
-                raise Stopped
-            state, created = setup.make_slot(conn, replication, prepared.state)
-        observed = {oid: found.to_map() for oid, found in facts.items()}
-        self._store(state, said=[tell(self.name, observed=observed)])
+        traces = Traces.before(conn, self.dsn, self.name, self.options, self.report)
+        try:
+            with self._stoppable(conn, replication):
+                prepared = setup.plan_source(
+                    conn,
+                    replication,
+                    self.name,
+                    self.options,
+                    self.report,
+                    hashes=hashing.wanted(self.name, stored, self.options),
+                    take_key=lambda: self._take_key(stored),
+                )
+                # Looked at before the slot is made: what changes between is noticed, not missed.
+                facts = observe(conn, prepared.state.relations or (), prepared.state.publications)
+                self._store(prepared.state)
+                if self.stopped():
+                    raise Stopped
+                traces.slot_asked = prepared.state.slot_ours and not prepared.state.temporary
+                try:
+                    state, created = setup.make_slot(conn, replication, prepared.state)
+                except CaptureError:
+                    # After an answer of the server a slot of that name is somebody else's.
+                    traces.slot_asked &= replication.closed
+                    raise
+            observed = {oid: found.to_map() for oid, found in facts.items()}
+            self._store(state, said=[tell(self.name, observed=observed)])
+        except BaseException as error:
+            replication.close()
+            if stored is None:
+                self.untouched = traces.removed(error)
+            raise
+        self.untouched = False
         if created is None or created.snapshot is None:
             return state
         return self._copied(prepared, state, created.snapshot)
@@ -228,6 +249,8 @@ class Beginning:
 
     def _take_key(self, stored: SourceState | None) -> HashKey | None:
         key = hashing.take_key(self.log, self.name, stored, self.options)
+        if key is not None and key.made:
+            self.made_beside = (Path(key.place),)
         if key is not None and key.notice is not None:
             self.report(Event(kind="warning", text=key.notice))
         return key
@@ -246,7 +269,8 @@ class Beginning:
             state=state.to_map(),
             schemas=book.take_pending() if book else (),
         )
-        appends = [Append(stream=self.name, batches=batches)] if batches else []
+        append = self.writer.relieved(Append(stream=self.name, batches=batches))
+        appends = [append] if batches else []
         plan = Plan(appends=[*appends, *said], sources=[update])
         if said:
             plan.create = creation(self.name)

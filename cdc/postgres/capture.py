@@ -8,6 +8,9 @@ published (I6). What a commit stores is decided in `assembler.py`, when in `stre
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from cdc.errors import CaptureError, SlotInUse
 from cdc.options import Event, Options, Outcome, Report
@@ -19,13 +22,17 @@ from cdc.postgres.beginning import HELD_FIRST_S, HELD_SLOT_S, Beginning
 from cdc.postgres.connection import Connection, connect, connect_replication
 from cdc.postgres.copy.copying import CopyProgress
 from cdc.postgres.copy.throttle import Throttle
-from cdc.postgres.protocol.libpq import ReplicationStream, Wake
 from cdc.postgres.protocol.lsn import Lsn
+from cdc.postgres.protocol.replication import start_replication
+from cdc.postgres.protocol.transport import Transport, Wake
 from cdc.postgres.state import Phase, SourceState
 from cdc.postgres.streaming import Streamer
 from cdc.postgres.taking_up import gate_and_book, taken_up
 from eventlog import Log
+from eventlog.changes.quantities import counted
 from eventlog.engine import Writer, generation
+from eventlog.engine.withdrawing import withdraw_stream
+from eventlog.errors import EventLogError
 
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
@@ -50,6 +57,9 @@ class Capture:
         self._streamed = False
         # The connection that holds a temporary slot, which must not be closed before streaming.
         self._temporary: Connection | None = None
+        # Whether neither the log nor the server has anything of this source.
+        self._untouched = True
+        self._made_beside: Sequence[Path] = ()
         rate = options.copy_rate
         self._throttle = Throttle(None if rate is None else rate * 1e6)
 
@@ -68,16 +78,24 @@ class Capture:
         # Ask the server first: a wrong DSN must not leave a stream behind.
         conn = connect(self._dsn)
         try:
-            self._engine.create_stream(self._name, "captured")
-            writer = self._engine.writer(self._name)
+            new = self._name not in self._engine.stream_names()
+            epoch = self._engine.create_stream(self._name, "captured").writer_epoch
+            # Another process may have begun it meanwhile, and ended: it is not new any more.
+            new = new and self._engine.source_state(self._name) is None
             try:
-                state = self._prepare(conn, writer)
-                state = self._stream_for_ever(writer, state)
+                writer = self._engine.writer(self._name)
+                epoch = writer.epoch
+                try:
+                    state = self._prepare(conn, writer)
+                    state = self._stream_for_ever(writer, state)
+                finally:
+                    writer.close()
             except Stopped:
                 # Before there was a slot: nothing is kept at the server, nothing was captured.
                 return Outcome(position=str(Lsn(0)), rows=0, slot=None)
             finally:
-                writer.close()
+                if new and self._untouched:
+                    self._withdraw(epoch)
         finally:
             conn.close()
             if self._temporary is not None:
@@ -92,6 +110,16 @@ class Capture:
             slot=kept,
             slot_drop=f"SELECT pg_drop_replication_slot('{state.slot}');" if by_hand else None,
         )
+
+    @property
+    def made_beside(self) -> Sequence[Path]:
+        """Files beside the log that this run made, such as a key."""
+        return self._made_beside
+
+    def _withdraw(self, epoch: int) -> None:
+        """Leave nothing in the log of a first capture that came to nothing."""
+        with suppress(EventLogError):  # What led here is told, and an empty stream harms nobody.
+            withdraw_stream(self._engine, self._name, writer_epoch=epoch)
 
     # Preparation
 
@@ -116,7 +144,11 @@ class Capture:
             report=self._report,
             stopped=lambda: self._stopping,
         )
-        state = beginning.state(conn, state)
+        try:
+            state = beginning.state(conn, state)
+        finally:
+            self._untouched = beginning.untouched
+            self._made_beside = beginning.made_beside
         self._temporary = beginning.temporary
         return state
 
@@ -127,7 +159,7 @@ class Capture:
         self._report(
             Event(
                 kind=kind,
-                text=f"{kind} {progress.table}: {progress.rows:,} rows",
+                text=f"{kind} {progress.table}: {counted(progress.rows, 'row')}",
                 table=progress.table,
                 rows=progress.rows,
                 rows_estimate=progress.rows_estimate,
@@ -179,7 +211,7 @@ class Capture:
                     text = f"the log was a backup; nothing was captured since {state.position}"
                     self._report(Event(kind="warning", text=text))
             until = self._target(describer, replication)
-            stream = ReplicationStream(
+            stream = start_replication(
                 replication, state.slot, state.position, list(state.publications), self._wake
             )
             try:
@@ -196,7 +228,7 @@ class Capture:
         writer: Writer,
         state: SourceState,
         describer: Connection,
-        stream: ReplicationStream,
+        stream: Transport,
         until: Lsn | None,
     ) -> SourceState:
         """Stream, with an attendant who looks after the tables."""

@@ -7,14 +7,11 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
-import psycopg
-
-from cdc.errors import CaptureError, SlotExists, SlotMissing, TableLocked
+from cdc.errors import CaptureError, PermissionMissing, SlotExists, SlotMissing, TableLocked
 from cdc.options import Event, Options, Report
 from cdc.postgres import locks
-from cdc.postgres.assembler import OWN_PREFIX
 from cdc.postgres.connection import Connection, connect
-from cdc.postgres.faults import failed
+from cdc.postgres.copy.watermark import emit
 from cdc.postgres.privacy import hashing
 from cdc.postgres.privacy.hash_key import HashKey
 from cdc.postgres.protocol.lsn import Lsn
@@ -203,18 +200,9 @@ def current_end(conn: Connection, replication: Connection) -> Lsn:
     the right to write one it is the flushed position.
     """
     try:
-        with conn.transaction():
-            # The local disk's flush is enough: a stand-by that is away must not block this.
-            conn.execute("set local synchronous_commit = local")
-            row = conn.execute(
-                "select pg_logical_emit_message(true, %s, 'until')::text", [OWN_PREFIX]
-            ).fetchone()
-    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction):
+        return emit(conn, "until")
+    except PermissionMissing:
         return catalog.identify(replication).wal_position
-    except psycopg.Error as error:
-        raise failed(error, "asking for the current position") from error
-    assert row is not None
-    return Lsn.parse(row[0])
 
 
 def require_same_request(name: str, state: SourceState, options: Options) -> None:

@@ -30,12 +30,14 @@ from cdc.postgres.attending.inbox import Inbox
 from cdc.postgres.copy.copies import Copies
 from cdc.postgres.gathered import Flush
 from cdc.postgres.privacy.gate import Gate
-from cdc.postgres.protocol.libpq import Transport
 from cdc.postgres.protocol.lsn import Lsn
+from cdc.postgres.protocol.transport import Transport
 from cdc.postgres.protocol.wire import status_update
+from cdc.postgres.renaming import Renaming
 from cdc.postgres.schema.schema_book import SchemaBook
 from cdc.postgres.state import SourceState
 from cdc.requests import creation
+from eventlog.changes.quantities import counted
 from eventlog.engine import Append, Engine, Plan, SourceUpdate, Writer, now_us
 
 Result = TypeVar("Result")
@@ -96,6 +98,7 @@ class Streamer:
         self._stream = writer.stream.name
         self._next_state = self._wanted = state
         self._said: list[Append] = []
+        self.renaming = Renaming(book)
         self._unstored: list[Future[None]] = []
         self._being_stored: list[Future[None]] = []
         self._acknowledged = Lsn(0)
@@ -107,6 +110,7 @@ class Streamer:
         self._changes = 0
         self._bulk = False
         self._bytes = 0
+        self._under_way = 0
 
     @property
     def rows(self) -> int:
@@ -226,17 +230,24 @@ class Streamer:
             if assembler.described != described:
                 self._noticed()
             self._bytes += len(frames.data)
+            frames = None  # It may be of a gigabyte, and the commit be waited for below.
         self._measure_rate(now)
         self._settle(timeout_s=0.0)
         if not self._committer.busy:
             self._submit(now, until)
-        buffered = assembler.complete_bytes + assembler.open_bytes
-        while self._committer.busy and buffered >= self._options.buffer_bytes:
-            self._settle(timeout_s=1.0)
+        while self._committer.busy and self._held_bytes >= self._options.buffer_bytes:
+            if self._settle(timeout_s=1.0):
+                self._submit(now, until)
             self._acknowledge()
         self._ask_for_keepalive(now, until)
         self._acknowledge()
         self._tell()
+
+    @property
+    def _held_bytes(self) -> int:
+        """Bytes that wait for a commit; and of one under way if it has an uncommonly large row."""
+        under_way = max(self._under_way - 2 * self._options.buffer_bytes, 0)
+        return self._assembler.complete_bytes + self._assembler.open_bytes + under_way
 
     def _measure_rate(self, now: float) -> None:
         elapsed = now - self._rate_at
@@ -251,6 +262,7 @@ class Streamer:
                 self._commit(assembler.take_complete())
             else:
                 batches = assembler.take_open()
+                self._under_way = sum(batch.body.size for batch in batches)
                 self._committer.submit(lambda: self._writer.owner.stage(batches))
         elif assembler.has_complete:
             enough = assembler.complete_bytes >= COMMIT_BYTES
@@ -280,30 +292,39 @@ class Streamer:
             state=state.to_map(),
             schemas=flush.schemas,
         )
-        appends = [append] if flush.batches or flush.staged_end is not None else []
+        self._under_way = append.bytes
+        renamed = Append(stream=self._stream, batches=self.renaming.take(self._state.position))
+        appends = [each for each in (renamed, append) if each.batches or each.staged is not None]
         plan = Plan(appends=[*appends, *self._said], sources=[update])
         if self._said:
             plan.create = creation(self._stream)
 
+        if self._assembler.doubts:
+            self._noticed()  # The round that the description led to may have been made before.
         whole = self._assembler.whole
 
         def work() -> None:
+            relieved = self._writer.relieved
+            plan.appends = [relieved(each) if each is append else each for each in plan.appends]
             self._engine.commit(plan)
-            self._changes = (
-                whole  # Counted here: a lost connection ends the streamer, not the commit.
-            )
+            # Counted here: a lost connection ends the streamer, not the commit.
+            self._changes = whole
 
         self._next_state = self._wanted = state
         self._being_stored, self._unstored, self._said = self._unstored, [], []
         self._committer.submit(work)
 
-    def _settle(self, *, timeout_s: float) -> None:
-        if self._committer.busy and self._committer.settle(timeout_s=timeout_s):
-            self._state = self._next_state
-            self._stored_at = time.monotonic()
-            stored, self._being_stored = self._being_stored, []
-            for future in stored:
-                future.set_result(None)
+    def _settle(self, *, timeout_s: float) -> bool:
+        """Take note of the end of a commit, for which it is waited; False if none ended."""
+        if not self._committer.busy or not self._committer.settle(timeout_s=timeout_s):
+            return False
+        self._under_way = 0
+        self._state = self._next_state
+        self._stored_at = time.monotonic()
+        stored, self._being_stored = self._being_stored, []
+        for future in stored:
+            future.set_result(None)
+        return True
 
     @property
     def _at_rest(self) -> bool:
@@ -348,7 +369,7 @@ class Streamer:
         if not force and (self.rows, position, lag) == self._reported:
             return
         self._reported = self.rows, position, lag
-        text = f"{self.rows:,} rows, position {position}, {lag:,} bytes behind"
+        text = f"{counted(self.rows, 'row')}, position {position}, {counted(lag, 'byte')} behind"
         self._report(
             Event(
                 kind="progress",

@@ -45,9 +45,10 @@ class Op(enum.StrEnum):
     COPY_BEGIN = "copy_begin"
     COPY_END = "copy_end"
     DATA_LOSS = "data_loss"
+    RENAME = "rename"
 
 
-CONTROL_OPS = frozenset({Op.COPY_BEGIN, Op.COPY_END, Op.DATA_LOSS})
+CONTROL_OPS = frozenset({Op.COPY_BEGIN, Op.COPY_END, Op.DATA_LOSS, Op.RENAME})
 
 
 class RawChange(NamedTuple):

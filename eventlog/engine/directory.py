@@ -26,8 +26,8 @@ from eventlog.engine.upgrade import FEATURES, KNOWN, upgrade
 from eventlog.errors import LogExists, LogUnreadable, LogVersionError, NotALog
 
 FORMAT_NUMBER = 1
-_FOLDERS = ("locks", "blobs", "derived")
-_FILES = ("data.mdb", "lock.mdb")
+FOLDERS = ("locks", "blobs", "derived")
+FILES = ("data.mdb", "lock.mdb")
 _DATA_GONE_HINT = "restore it from a backup, or remove the directory to begin a new log"
 
 
@@ -72,7 +72,7 @@ def open_store(
     except BaseException:
         store.close()
         raise
-    for name in _FOLDERS if begin else ():
+    for name in FOLDERS if begin else ():
         (directory / name).mkdir(mode=0o700, exist_ok=True)
     return store
 
@@ -81,7 +81,7 @@ def require_data(directory: Path) -> None:
     """Raise NotALog where no data file is there, LogUnreadable where one cannot look."""
     if _is_there(directory / "data.mdb"):
         return
-    if _lost_data(directory):
+    if lost_data(directory):
         raise NotALog(f"the data file of {directory} is gone", hint=_DATA_GONE_HINT)
     raise NotALog(
         f"{directory} holds no event log",
@@ -136,7 +136,7 @@ def _is_there(path: Path) -> bool:
         ) from error
 
 
-def _lost_data(directory: Path) -> bool:
+def lost_data(directory: Path) -> bool:
     """Whether there was a log. Its folders are made last: a creation cut off has but one lock."""
     found = [*(directory / "locks").glob("*"), *directory.glob("blobs")]
     lost = any(path.name != "open.lock" for path in found)
@@ -148,8 +148,8 @@ def _make(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # A creation that was cut off leaves only these; it is finished, not refused.
-        others = {path.name for path in directory.iterdir()} - {*_FOLDERS, *_FILES}
-        lost = _lost_data(directory)
+        others = {path.name for path in directory.iterdir()} - {*FOLDERS, *FILES}
+        lost = lost_data(directory)
     except OSError as error:
         raise LogUnreadable(
             f"cannot make the log directory {directory}: {error.strerror}",

@@ -5,15 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Self
 
 from eventlog.engine import commit, rows, staging
 from eventlog.engine.batch import Batch
 from eventlog.engine.failpoint import reach
+from eventlog.engine.index import UNFINISHED, IndexEntry
 from eventlog.engine.locks import FileLock
+from eventlog.engine.payload import PART_BYTES, part_count
+from eventlog.engine.payload_store import put_parts
+from eventlog.engine.plan import Append
 from eventlog.engine.rows import Compression, OwnerKind, OwnerRow, StreamRow
-from eventlog.engine.store import Store
+from eventlog.engine.store import Store, Txn
 from eventlog.errors import WriterActive
 
 COMMIT_BYTES = 1 << 20
@@ -21,9 +26,13 @@ COMMIT_BYTES_MAX = 16 << 20
 COMMIT_FLUSHES = 5
 """What one commit of a bulk writer may take: more would keep small ones of others waiting."""
 
+YIELD_S = 0.0002
+"""A pause after each of the commits that a large body takes, so that others get their turn."""
+
 NEW_LOCK_WAIT_S = 1.0
-LOOK_WAIT_S = 0.05
-"""Who merely looks whether a stream has a writer is in the way of one for microseconds."""
+LOOK_WAIT_S = 0.5
+"""Who merely looks whether a stream has a writer is in the way of one for microseconds, or for as
+long as a busy machine lets it wait for its turn meanwhile."""
 
 
 class Owner:
@@ -67,20 +76,58 @@ class Owner:
         return cls(store, row, lock, stream.compression)
 
     def stage(self, batches: Sequence[Batch]) -> None:
-        """Store batches in one durable commit, after those staged before."""
-        if self._compression == "zstd":
-            batches = [batch.compressed() for batch in batches]
+        """Store batches durably, after those staged before.
+
+        In one commit, but for a body that is too large for one: it takes several.
+        """
+        for is_large, group in groupby(batches, key=_is_large):
+            if is_large:
+                for batch in group:
+                    self._stage_large(self._packed(batch))
+            else:
+                self._stage([self._packed(batch) for batch in group])
+
+    def _packed(self, batch: Batch) -> Batch:
+        return batch.compressed() if self._compression == "zstd" else batch
+
+    def _stage(self, batches: Sequence[Batch]) -> None:
         store = self._store
         begun = time.perf_counter()
         with store.write() as txn:
-            row = rows.owner_row(store, txn, self.id)
-            if row is None:
-                raise rows.vanished(f"the row of owner {self.id}, which is alive, is gone")
-            entries = commit.place(store, txn, batches)
-            staging.put(store, txn, self.id, entries, sequence=self._sequence)
-            rows.write_owner(store, txn, replace(row, staged=row.staged + len(entries)))
+            self._put(txn, commit.place(store, txn, batches))
         self._sequence += len(batches)
-        self._learn(sum(len(b.body.data) for b in batches), time.perf_counter() - begun)
+        self._learn(sum(b.body.size for b in batches), time.perf_counter() - begun)
+
+    def _put(self, txn: Txn, entries: Sequence[IndexEntry]) -> None:
+        row = rows.owner_row(self._store, txn, self.id)
+        if row is None:
+            raise rows.vanished(f"the row of owner {self.id}, which is alive, is gone")
+        staging.put(self._store, txn, self.id, entries, sequence=self._sequence)
+        rows.write_owner(self._store, txn, replace(row, staged=row.staged + len(entries)))
+
+    def _stage_large(self, batch: Batch) -> None:
+        """Store one batch in commits of some parts each.
+
+        The first one has the entry: so whatever was stored is dropped with it if this one dies.
+        """
+        store, parts = self._store, batch.body.parts()
+        stored = 0
+        with store.write() as txn:
+            payload_id = rows.take_number(store, txn, "payload")
+            entry = batch.entry(payload_id)
+            more = {**entry.more, UNFINISHED: True}
+            self._put(txn, [replace(entry, more=more)])
+        while stored < part_count(batch.body.size):
+            begun = time.perf_counter()
+            some = list(islice(parts, max(self.commit_bytes // PART_BYTES, 1)))
+            with store.write() as txn:
+                put_parts(store, txn, payload_id, some, first=stored, at_end=False)
+            stored += len(some)
+            self._learn(sum(map(len, some)), time.perf_counter() - begun)
+            time.sleep(YIELD_S)
+        with store.write() as txn:
+            staging.put(store, txn, self.id, [entry], sequence=self._sequence)
+        self._sequence += 1
 
     def _learn(self, size: int, took_s: float) -> None:
         # A commit of three flushes' worth of bytes reaches 0.6 of a disk's rate (LMDB.md), and
@@ -125,7 +172,7 @@ class Writer:
     @classmethod
     def take(cls, store: Store, directory: Path, stream: StreamRow) -> Self:
         """Raises WriterActive where a living process is the writer."""
-        path = _writer_path(directory, stream)
+        path = lock_path(directory, stream)
         lock = _take(path, wait_s=LOOK_WAIT_S)
         if lock is None:
             raise WriterActive(
@@ -150,6 +197,19 @@ class Writer:
             raise
         return cls(taken, owner, lock)
 
+    def relieved(self, append: Append) -> Append:
+        """Stage what is too large for one commit; returns an append that publishes it.
+
+        The write lock would be held all the time that such a commit takes (D6).
+        """
+        batches = append.batches
+        large = [place for place, batch in enumerate(batches) if _is_large(batch)]
+        if not large:
+            return append
+        staged = large[-1] + 1
+        self.owner.stage(batches[:staged])
+        return replace(append, batches=batches[staged:], staged=self.owner.id)
+
     def close(self) -> None:
         """Drop what is staged and let the stream go."""
         try:
@@ -160,11 +220,16 @@ class Writer:
 
 def living_writer(directory: Path, stream: StreamRow) -> str | None:
     """The process id of the living writer of a captured stream; None where it has none."""
-    path = _writer_path(directory, stream)
+    path = lock_path(directory, stream)
     return FileLock.holder(path) if FileLock.is_held(path) else None
 
 
-def _writer_path(directory: Path, stream: StreamRow) -> Path:
+def _is_large(batch: Batch) -> bool:
+    return batch.body.size > COMMIT_BYTES_MAX
+
+
+def lock_path(directory: Path, stream: StreamRow) -> Path:
+    """The lock file of a captured stream's writer."""
     return directory / "locks" / f"stream-{stream.id}.lock"
 
 

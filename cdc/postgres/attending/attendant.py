@@ -44,6 +44,7 @@ from cdc.postgres.schema.describing import describe
 from cdc.postgres.streaming import Streamer
 from cdc.requests import Fact, FactKind, NewRequests, tell
 from eventlog import Log
+from eventlog.changes.quantities import counted
 from eventlog.errors import EventLogError
 
 LOOK_S = 5.0
@@ -147,7 +148,8 @@ class Attendant:
     @property
     def at_rest(self) -> bool:
         """Whether the last round found nothing, and no copy can go on. Any thread may ask."""
-        return self._idle.is_set()
+        # A round that was asked for at the moment when the thread came to rest is still to come.
+        return self._idle.is_set() and not self._wake.is_set()
 
     @property
     def failed(self) -> bool:
@@ -202,7 +204,7 @@ class Attendant:
             self._round_error = error
             if not (isinstance(error, CaptureError) and error.retry):
                 # What only a person can mend is no reason to wait for a capture's end.
-                self._idle.set()
+                self._rest()
             if not self._ended:
                 self._told_once(f"looking after the tables: {error}; it is tried again")
 
@@ -212,6 +214,7 @@ class Attendant:
             self._link.expect_running()
             now = time.monotonic()
             if now >= due or self._wake.is_set() or self._asked.came():
+                self._idle.clear()
                 self._wake.clear()
                 self._round(conn)
                 due = time.monotonic() + (SOON_S if self._rounds.unsettled else LOOK_S)
@@ -222,8 +225,14 @@ class Attendant:
                 # What only a person can mend is no reason to wait for a capture's end.
                 settled = self._round_error is None and not self._rounds.unsettled
                 if settled and all(job.error and not job.error.retry for job in self._jobs):
-                    self._idle.set()
+                    self._rest()
                 self._wake.wait(min(max(due - time.monotonic(), 0.01), ASKED_S))
+
+    def _rest(self) -> None:
+        """Tell that nothing is left to do; the stream may wait for nothing else."""
+        if not self._idle.is_set():
+            self._idle.set()
+            self._streamer.wake()
 
     def _round(self, conn: Connection) -> None:
         try:
@@ -337,7 +346,7 @@ class Attendant:
         self._jobs = [other for other in self._jobs if other is not job]
         name = str(copy.table.table)
         if isinstance(copy, Backfill):  # a whole copy told so by its progress
-            text = f"copied {name}: {copy.rows:,} rows"
+            text = f"copied {name}: {counted(copy.rows, 'row')}"
             self._report(Event(kind="copied", text=text, table=name, rows=copy.rows))
         self._say(job, "copied", name, rows=copy.rows)
 

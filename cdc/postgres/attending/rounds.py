@@ -5,7 +5,8 @@
     requests ─────▶ tables join, leave, or are copied again
     membership ───▶ new tables that a pattern means, dropped ones, identities that came or went
     observation ──▶ rows that changed in a way the stream does not show: marked, and copied again
-    names ────────▶ a renamed table is known by its new name once the stream has passed the renaming
+    names ────────▶ a renamed table is known by its new name once the stream has passed the
+                    renaming; a record tells where, so that the cuts before it keep the earlier one
 
 What waits for a lock that somebody else holds on a table is left for a later round, which is told
 at the end; the rest is done. A round begins with a sample of what the server has seen. If nothing
@@ -18,15 +19,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from cdc.errors import TableLocked
+from cdc.errors import PermissionMissing, TableLocked
 from cdc.options import Event, Options, Report
 from cdc.postgres import locks
 from cdc.postgres.attending import samples
 from cdc.postgres.attending.answering import Answering
 from cdc.postgres.attending.link import Link
-from cdc.postgres.attending.samples import Sample
 from cdc.postgres.attending.tables import Tables
 from cdc.postgres.connection import Connection
+from cdc.postgres.copy.snapshot_reader import server_time_us
+from cdc.postgres.copy.watermark import emit
 from cdc.postgres.protocol.lsn import Lsn
 from cdc.postgres.publishing import membership
 from cdc.postgres.schema import catalog
@@ -43,8 +45,9 @@ from eventlog.errors import EventLogError
 class _Renamed:
     """A name that the log does not know yet, and which position the stream must have reached."""
 
+    was: tuple[str, str]
     name: tuple[str, str]
-    behind: Lsn | None = None
+    behind: Lsn
 
 
 class Rounds:
@@ -121,7 +124,7 @@ class Rounds:
             self._guarded(conn, table, partial(self._tables.move, conn, table, sample))
         for table in found.lost:
             self._guarded(conn, table, partial(self._tables.take_back, conn, table))
-        self._rename(self._observe(conn), sample)
+        self._rename(conn, self._observe(conn))
         self._tables.samples.add(sample)
         self._link.ask(lambda: self._streamer.remember(looked=sample.offset))
 
@@ -169,40 +172,67 @@ class Rounds:
             self._tables.store(None, observed={oid: facts.to_map() for oid, facts in fresh.items()})
         return found
 
-    def _rename(self, found: Mapping[int, TableFacts], sample: Sample) -> None:
+    def _rename(self, conn: Connection, found: Mapping[int, TableFacts]) -> None:
         """Let tables be known by the names that the catalog has, without waiting for a change.
 
-        A name that was seen in one round belongs behind the WAL's end of the next: what came in the
-        stream until then may still bear the earlier name.
+        What is in the stream below the WAL's end behind the look may still bear the earlier name.
         """
         names = {oid: (facts.namespace, facts.name) for oid, facts in found.items()}
         stale = self._link.ask(partial(self._other_names, names))
         self._renamed = {
-            oid: seen for oid, seen in self._renamed.items() if seen.name == stale.get(oid)
+            oid: seen
+            for oid, seen in self._renamed.items()
+            if (seen.was, seen.name) == stale.get(oid)
         }
-        position = self._streamer.position
-        for oid, name in stale.items():
-            seen = self._renamed.get(oid)
-            if seen is None:
-                self._renamed[oid] = _Renamed(name=name)
-            elif seen.behind is None:
-                self._renamed[oid] = replace(seen, behind=sample.end)
-            elif position >= seen.behind:
-                rename = partial(self._streamer.book.rename, oid, namespace=name[0], name=name[1])
-                self._link.ask(rename)
-                self._tables.store()
-                self._report_name(name)
-                del self._renamed[oid]
+        fresh = stale.keys() - self._renamed.keys()
+        if fresh:
+            behind = _passed_soon(conn)
+            for oid in fresh:
+                was, name = stale[oid]
+                self._renamed[oid] = _Renamed(was=was, name=name, behind=behind)
+        if not self._renamed:
+            return
+        reached = self._link.ask(lambda: self._streamer.assembler.reached)
+        due = {oid: seen for oid, seen in self._renamed.items() if seen.behind <= reached}
+        if not due:
+            return
+        self._tables.store()  # What came under the earlier names, and the position behind it.
+        # In one commit: tables that swapped their names have no cut between.
+        time_us, add = server_time_us(conn), self._streamer.renaming.add
+        told = self._link.ask(
+            lambda: [
+                seen.name for oid, seen in due.items() if add(oid, seen.was, seen.name, time_us)
+            ]
+        )
+        self._tables.store()
+        self._renamed = {oid: seen for oid, seen in self._renamed.items() if oid not in due}
+        for name in told:
+            self._report_name(*name)
 
-    def _other_names(self, names: Mapping[int, tuple[str, str]]) -> dict[int, tuple[str, str]]:
-        book = self._streamer.book
-        return {
-            oid: name
-            for oid, name in names.items()
-            if (known := book.schema(oid)) is not None and (known.namespace, known.name) != name
-        }
+    def _other_names(
+        self, names: Mapping[int, tuple[str, str]]
+    ) -> dict[int, tuple[tuple[str, str], tuple[str, str]]]:
+        """By relation, the name that the log knows and the one of now, where they differ."""
+        found = {}
+        for oid, name in names.items():
+            known = self._streamer.book.schema(oid)
+            if known is not None and (known.namespace, known.name) != name:
+                found[oid] = (known.namespace, known.name), name
+        return found
 
-    def _report_name(self, name: tuple[str, str]) -> None:
-        table = str(TableName(schema=name[0], name=name[1]))
+    def _report_name(self, namespace: str, name: str) -> None:
+        table = str(TableName(schema=namespace, name=name))
         text = f"{table} is the name of a captured table now"
         self._report(Event(kind="renamed", text=text, table=table))
+
+
+def _passed_soon(conn: Connection) -> Lsn:
+    """A position behind all that was committed by now, which the stream comes to, if all idles too.
+
+    A message of our own leads it there, which has no offset; who may not write one waits for others
+    to write.
+    """
+    try:
+        return emit(conn, "renamed")
+    except PermissionMissing:
+        return samples.take(conn, lambda: 0).end

@@ -21,13 +21,13 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import LiteralString
 
-import psycopg
 from psycopg import sql
 
 from cdc.errors import MissingPublication, PermissionMissing, ServerNotReady
 from cdc.postgres.connection import Connection
-from cdc.postgres.faults import failed, translated
-from cdc.postgres.publishing.column_list import LISTS_VERSION, require_publishable
+from cdc.postgres.faults import translated
+from cdc.postgres.publishing.column_list import require_publishable
+from cdc.postgres.publishing.members import alter, change, expect, member, named_now, run, surely
 from cdc.postgres.schema.catalog import Table, tables_by_oid, with_columns
 from cdc.postgres.schema.sent import sent_by
 from eventlog.errors import UsageError
@@ -84,47 +84,48 @@ def ensure_both(conn: Connection, source: str, tables: Sequence[Table]) -> tuple
     """
     names = names_of(source)
     require_publishable(conn, tables)
-    updatable, others = _parted(tables)
-    absent = [name for name in names if _head(conn, name) is None]
+    absent = [name for name in names if not is_there(conn, name)]
+
+    def ensured() -> None:
+        updatable, others = _parted(named_now(conn, tables))
+        _ensure(conn, names[0], updatable, _ALL)
+        _ensure(conn, names[1], others, _FEW)
+
     try:
-        with translated("altering the publications"), conn.transaction():
-            ensure(conn, names[0], updatable)
-            ensure(conn, names[1], others, insert_only=True)
+        surely(conn, ensured)
     except PermissionMissing as error:
         if len(absent) < len(names):
             raise
         # Both at once: a DBA should be asked once.
+        updatable, others = _parted(tables)
         made = [_create(conn, names[0], updatable, _ALL), _create(conn, names[1], others, _FEW)]
-        statements = " ".join(f"{_text(conn, statement)};" for statement in made)
+        statements = " ".join(f"{statement.as_string(conn)};" for statement in made)
         hint = f"a DBA, or the tables' owner, runs: {statements}"
         raise PermissionMissing(str(error), hint=hint) from error
     return names
 
 
-def ensure(
-    conn: Connection, name: str, tables: Sequence[Table], *, insert_only: bool = False
-) -> None:
+def _ensure(conn: Connection, name: str, tables: Sequence[Table], operations: Set[str]) -> None:
     """Make the publication send exactly these tables, creating or altering it if it must change.
 
     Raises PermissionMissing with the SQL that a DBA would run; ServerNotReady if a publication of
     that name is there and sends other operations.
     """
-    operations = _FEW if insert_only else _ALL
     present = _head(conn, name)
     if present is None:
-        _run(conn, _create(conn, name, tables, operations), name)
+        run(conn, _create(conn, name, tables, operations), name)
+        expect(conn, name, {table.oid for table in tables})
         return
     if present.all_tables or present.operations != operations or not present.via_partition_root:
         sends = ", ".join(sorted(present.operations)) or "nothing"
         raise ServerNotReady(
             f"the publication {name!r} is there and differs: it sends {sends}",
-            hint=f"if nothing uses it: {_text(conn, _drop(name))}; or choose another source name",
+            hint=f"if nothing uses it: {_drop(name).as_string(conn)}; or choose another source's "
+            "name",
         )
     if not present.generated and conn.info.server_version >= _GENERATED_VERSION:
-        _run(conn, _alter(name, "SET ({})", sql.SQL(_GENERATED)), name)
-    wanted = {table.oid: _member(table) for table in tables}
-    with conn.transaction():
-        _change(conn, name, _members(conn, name), wanted, keep_others=False)
+        run(conn, alter(name, "SET ({})", sql.SQL(_GENERATED)), name)
+    change(conn, name, {table.oid: member(table) for table in tables}, dropping=None)
 
 
 def add(conn: Connection, names: Sequence[str], tables: Sequence[Table]) -> list[Table]:
@@ -132,17 +133,19 @@ def add(conn: Connection, names: Sequence[str], tables: Sequence[Table]) -> list
 
     `names` are the two of the source's state. A table whose identity came or went is moved, one
     whose column list changed gets the new one. Returns the tables for which something changed.
-    Raises like `ensure_both`.
+    Raises like `ensure_both`, and MissingTable for a table that is gone.
     """
     require_publishable(conn, tables)
-    changed: set[int] = set()
-    with translated("altering the publications"), conn.transaction():
-        for name, here in zip(names, _parted(tables), strict=True):
-            members = _members(conn, name)
-            elsewhere = {t.oid for t in tables} & members.keys() - {t.oid for t in here}
-            _change(conn, name, {oid: members[oid] for oid in elsewhere}, {}, keep_others=False)
-            wanted = {table.oid: _member(table) for table in here}
-            changed |= elsewhere | _change(conn, name, members, wanted, keep_others=True)
+
+    def added() -> set[int]:
+        changed: set[int] = set()
+        for name, here in zip(names, _parted(named_now(conn, tables)), strict=True):
+            wanted = {table.oid: member(table) for table in here}
+            elsewhere = {table.oid for table in tables} - wanted.keys()
+            changed |= change(conn, name, wanted, dropping=elsewhere)
+        return changed
+
+    changed = surely(conn, added)
     return [table for table in tables if table.oid in changed]
 
 
@@ -151,11 +154,12 @@ def remove(conn: Connection, names: Sequence[str], oids: Sequence[int]) -> None:
 
     Raises PermissionMissing with the SQL that a DBA would run.
     """
-    with translated("altering the publications"), conn.transaction():
+
+    def removed() -> None:
         for name in names:
-            members = _members(conn, name)
-            gone = {oid: members[oid] for oid in oids if oid in members}
-            _change(conn, name, gone, {}, keep_others=False)
+            change(conn, name, {}, dropping=oids)
+
+    surely(conn, removed)
 
 
 def read(conn: Connection, name: str) -> Publication:
@@ -185,11 +189,16 @@ def read(conn: Connection, name: str) -> Publication:
     )
 
 
+def is_there(conn: Connection, name: str) -> bool:
+    """Whether there is a publication of that name."""
+    return _head(conn, name) is not None
+
+
 def drop(conn: Connection, name: str) -> bool:
     """Drop the publication; False if it was not there."""
-    if _head(conn, name) is None:
+    if not is_there(conn, name):
         return False
-    _run(conn, _drop(name), name)
+    run(conn, _drop(name), name)
     return True
 
 
@@ -201,95 +210,8 @@ class _Head:
     generated: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Member:
-    """A table of a publication: how it is named in a statement, and what is sent of it.
-
-    `columns` None: all, those added later too.
-    """
-
-    name: sql.Composed
-    columns: frozenset[str] | None
-    filtered: bool = False
-
-
-def _member(table: Table) -> _Member:
-    columns = frozenset(table.columns) if table.listed else None
-    return _Member(name=_named(table.kind, table.schema, table.name), columns=columns)
-
-
-def _named(kind: str, schema: str, table: str) -> sql.Composed:
-    only = sql.SQL("" if kind == "p" else "ONLY ")
-    return sql.SQL("{}{}").format(only, sql.Identifier(schema, table))
-
-
 def _parted(tables: Sequence[Table]) -> tuple[list[Table], list[Table]]:
     return [t for t in tables if t.updatable], [t for t in tables if not t.updatable]
-
-
-_MEMBERS = """
-select c.oid::int8, c.relkind::text, n.nspname, c.relname, {}
-  from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
-  join pg_class c on c.oid = r.prrelid join pg_namespace n on n.oid = c.relnamespace
- where p.pubname = %s
-"""
-
-_LISTED = """case when r.prattrs is not null then
-    array(select a.attname::text from pg_attribute a
-           where a.attrelid = c.oid and a.attnum = any(r.prattrs::int2[])) end,
-    r.prqual is not null"""
-
-
-def _members(conn: Connection, name: str) -> dict[int, _Member]:
-    details = _LISTED if conn.info.server_version >= LISTS_VERSION else "null::text[], false"
-    with translated(f"reading the publication {name!r}"):
-        rows = conn.execute(_MEMBERS.format(details).encode(), [name]).fetchall()
-    return {
-        oid: _Member(
-            name=_named(kind, schema, table),
-            columns=None if columns is None else frozenset(columns),
-            filtered=filtered,
-        )
-        for oid, kind, schema, table, columns, filtered in rows
-    }
-
-
-def _change(
-    conn: Connection,
-    name: str,
-    present: Mapping[int, _Member],
-    wanted: Mapping[int, _Member],
-    *,
-    keep_others: bool,
-) -> set[int]:
-    """Bring members to what is wanted; returns those that changed.
-
-    REQUIRES: a transaction, since a member that changes leaves and comes again.
-    """
-    adding = {
-        oid: member
-        for oid, member in wanted.items()
-        if oid not in present or present[oid].filtered or present[oid].columns != member.columns
-    }
-    dropping = {
-        oid: member
-        for oid, member in present.items()
-        if oid in adding or not (keep_others or oid in wanted)
-    }
-    if dropping:
-        leaving = sql.SQL(", ").join(member.name for member in dropping.values())
-        _run(conn, _alter(name, "DROP TABLE {}", leaving), name)
-    if adding:
-        coming = sql.SQL(", ").join(map(_clause, adding.values()))
-        _run(conn, _alter(name, "ADD TABLE {}", coming), name)
-    return adding.keys() | dropping.keys()
-
-
-def _clause(member: _Member) -> sql.Composed:
-    if member.columns is None:
-        return member.name
-    columns = sql.SQL(", ").join(map(sql.Identifier, sorted(member.columns)))
-    return sql.SQL("{} ({})").format(member.name, columns)
 
 
 def _head(conn: Connection, name: str) -> _Head | None:
@@ -312,7 +234,7 @@ def _create(
 ) -> sql.Composed:
     parts: list[sql.Composable] = [sql.SQL("CREATE PUBLICATION {}").format(sql.Identifier(name))]
     if tables:
-        members = sql.SQL(", ").join(_clause(_member(table)) for table in tables)
+        members = sql.SQL(", ").join(member(table).clause for table in tables)
         parts.append(sql.SQL("FOR TABLE {}").format(members))
     ordered = [verb for verb in ("insert", "update", "delete", "truncate") if verb in operations]
     generated = conn.info.server_version >= _GENERATED_VERSION
@@ -324,30 +246,8 @@ def _create(
     return sql.SQL(" ").join(parts)
 
 
-def _alter(name: str, change: LiteralString, what: sql.Composable) -> sql.Composed:
-    head = sql.SQL("ALTER PUBLICATION {} ").format(sql.Identifier(name))
-    return head + sql.SQL(change).format(what)
-
-
 def _drop(name: str) -> sql.Composed:
     return sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(name))
-
-
-def _run(conn: Connection, statement: sql.Composed, name: str) -> None:
-    try:
-        conn.execute(statement)
-    except psycopg.errors.InsufficientPrivilege as error:
-        said = error.diag.message_primary or "permission denied"
-        raise PermissionMissing(
-            f"user {conn.info.user!r} may not make or alter the publication {name!r}: {said}",
-            hint=f"a DBA, or the tables' owner, runs: {_text(conn, statement)};",
-        ) from error
-    except psycopg.Error as error:
-        raise failed(error, f"making the publication {name!r}") from error
-
-
-def _text(conn: Connection, statement: sql.Composed) -> str:
-    return statement.as_string(conn)
 
 
 def _checked(name: str, source: str) -> str:

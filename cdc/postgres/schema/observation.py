@@ -355,11 +355,14 @@ def _part(conn: Connection, row: tuple[Any, ...], before: TableFacts | None) -> 
         return part._replace(founded=known.founded)
     if part.kind != "r" or part.attached != part.created:
         return part
-    return part._replace(founded=_has_rows_of(conn, row[7], row[8], part.created))
+    return part._replace(founded=_has_rows_of(conn, part.oid, row[7], row[8], part.created))
 
 
-def _has_rows_of(conn: Connection, namespace: str, name: str, xid: int) -> bool:
-    """Whether a table has rows of that transaction; true where that cannot be told."""
+def _has_rows_of(conn: Connection, oid: int, namespace: str, name: str, xid: int) -> bool:
+    """Whether a table has rows of that transaction; true where that cannot be told.
+
+    It has that name in the snapshot. By now another may bear it: then too.
+    """
     query = sql.SQL("select exists (select from only {} where xmin = {}::text::xid)").format(
         sql.Identifier(namespace, name), sql.Literal(xid)
     )
@@ -367,8 +370,10 @@ def _has_rows_of(conn: Connection, namespace: str, name: str, xid: int) -> bool:
         with conn.transaction():
             conn.execute("set local lock_timeout = '2s'")
             row = conn.execute(query).fetchone()
+            # The query has locked what it read, which so bears its name still.
+            named = conn.execute(queries.NAME, [oid]).fetchone()
     except psycopg.Error:
         if conn.broken:
             raise
         return True
-    return row is None or bool(row[0])
+    return row is None or bool(row[0]) or named != (namespace, name)

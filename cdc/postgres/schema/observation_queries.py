@@ -81,3 +81,9 @@ select r.prrelid::int8,
  where r.prrelid = any(%(oids)s::oid[]) and p.pubname = any(%(names)s)
  order by p.pubname
 """
+
+NAME = """
+select (parse_ident(schema))[1], (parse_ident(name))[1]
+  from pg_identify_object('pg_class'::regclass, %s::oid, 0)
+"""
+"""The name that a relation has now, whatever the snapshot shows."""
