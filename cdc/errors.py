@@ -129,7 +129,7 @@ class SlotBlocked(CaptureError):
 
 
 class TableLocked(CaptureError):
-    """A transaction holds a lock on a table for longer than is waited for it."""
+    """A transaction holds a lock on a table for longer than is waited for it, or waits for us."""
 
     retry = True
 

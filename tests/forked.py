@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
@@ -52,7 +53,7 @@ class Forked:
         self.pid: int = json.loads(self._answers.readline())
 
     def send_signal(self, number: int) -> None:
-        if self.returncode is None:
+        if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
@@ -91,6 +92,11 @@ class Forked:
         self.close()
         return said[0], said[1]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether its end may still be asked for."""
+        return self._link.fileno() >= 0
+
     def close(self) -> None:
         for stream in (self.stdout, self.stderr, self._answers, self._link):
             if stream is not None:
@@ -113,8 +119,14 @@ class Nursery:
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline().strip() == READY
+        self._open: list[Forked] = []
 
     def close(self) -> None:
+        """Kill what a test that failed left running, and end."""
+        for left in self._open:
+            if left.is_open:
+                left.kill()
+                left.close()
         # It ends when its stdin does; and with this process, however that dies.
         self._process.communicate()
         self._folder.cleanup()
@@ -141,9 +153,11 @@ class Nursery:
         text = json.dumps(wanted).encode()
         socket.send_fds(link, [len(text).to_bytes(8, "big")], [stdin, stdout, stderr])
         link.sendall(text)
-        return Forked(link, None, None)
+        started = Forked(link, None, None)
+        self._open = [other for other in self._open if other.is_open] + [started]
+        return started
 
-    def spawn(self, module: str, args: Sequence[str], *, stderr: bool = True) -> Forked:
+    def spawn(self, module: str, args: Sequence[str]) -> Forked:
         """Run a module with pipes for its stdout and stderr, as text; without input."""
         reading, writing = zip(*(os.pipe() for _ in range(2)), strict=True)
         nothing = os.open(os.devnull, os.O_RDONLY)
@@ -226,8 +240,8 @@ def _start(link: socket.socket) -> None:
             os.close(descriptor)
         link.sendall(f"{pid}\n".encode())
         _, status = os.waitpid(pid, 0)
-        # Whoever asked may have gone.
-        link.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        with suppress(BrokenPipeError):  # Whoever asked may have gone.
+            link.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
         os._exit(0)
     link.close()
     for target, descriptor in enumerate(descriptors):

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from cdc.errors import (
 )
 from cdc.options import Event
 from cdc.postgres import beginning, setup
+from cdc.postgres.connection import Connection
 from cdc.postgres.publishing import slot
 from cdc.postgres.server import EmbeddedServer
 from eventlog.engine import Plan
@@ -65,6 +67,29 @@ def no_slot(patched: pytest.MonkeyPatch, database: Database) -> None:
             return make(*args, **{**options, "lock_timeout_ms": 50})
 
     patched.setattr(slot, "create", create)
+
+
+def no_slot_yet(patched: pytest.MonkeyPatch, database: Database) -> None:
+    """The same, and the server lets the slot go only after it said so."""
+    no_slot(patched, database)
+    make, inspect, held = slot.create, slot.inspect, []
+
+    def create(replication: Connection, name: str, **options: Any) -> slot.CreatedSlot:
+        try:
+            return make(replication, name, **options)
+        finally:
+            database.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", [name])
+            held.append(replication.info.backend_pid)
+
+    def look(conn: Connection, name: str) -> slot.SlotState | None:
+        found = inspect(conn, name)
+        if held and found is not None:
+            found = replace(found, active=True, active_pid=held.pop())
+            database.execute("select pg_drop_replication_slot(%s)", [name])
+        return found
+
+    patched.setattr(slot, "create", create)
+    patched.setattr(slot, "inspect", look)
 
 
 def no_state(patched: pytest.MonkeyPatch, database: Database) -> None:
@@ -107,6 +132,7 @@ def interrupted(patched: pytest.MonkeyPatch, database: Database) -> None:
 
 FAULTS: list[tuple[Fault, type[BaseException]]] = [
     (no_slot, SlotBlocked),
+    (no_slot_yet, SlotBlocked),
     (no_state, DiskFull),
     (no_second_state, DiskFull),
     (no_look, MissingTable),
@@ -308,7 +334,7 @@ def test_a_slot_that_came_when_ours_was_refused_is_not_ours(
     assert len(database.fetch(LEFT)) == 3, "the slot, and the publications that it needs"
 
 
-def test_a_source_that_another_process_begun_meanwhile_stays(
+def test_a_source_that_another_process_began_meanwhile_stays(
     database: Database, log: eventlog.Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database.execute(TABLE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -13,6 +14,7 @@ from cdc.postgres.connection import Connection, connect
 from cdc.postgres.publishing import members, publication
 from cdc.postgres.schema import catalog
 from cdc.postgres.schema.catalog import Table
+from tests.fix_capture import until
 from tests.fix_postgres import Database
 
 TABLES = """
@@ -145,6 +147,28 @@ def test_names_that_pass_on_for_ever_change_nothing(conn: Connection, meanwhile:
         publication.add(conn, NAMES, [a])
     assert caught.value.hint
     assert sent(conn) == {c.oid}
+
+
+def test_who_locks_the_tables_in_another_order_goes_on(
+    database: Database, conn: Connection
+) -> None:
+    publication.ensure_both(conn, "shop", tables(conn, "c"))
+    [a, b] = tables(conn, "a", "b")
+    conn.execute("set deadlock_timeout = '50ms'")
+    waits = f"select count(*) from pg_locks where pid = {conn.info.backend_pid} and not granted"
+    with (
+        ThreadPoolExecutor(1) as pool,
+        closing(connect(database.dsn)) as other,
+        other.transaction(),
+    ):
+        other.execute("lock table public.b in access exclusive mode")
+        adding = pool.submit(publication.add, conn, NAMES, [a, b])
+        until(lambda: database.value(waits), "the wait for b")
+        other.execute("lock table public.a in access exclusive mode")
+        with pytest.raises(errors.TableLocked, match="deadlock") as caught:
+            adding.result()
+    assert caught.value.retry and caught.value.hint
+    assert publication.add(conn, NAMES, [a, b]) == [a, b]
 
 
 def test_a_publication_that_is_gone_is_told_as_such(database: Database, conn: Connection) -> None:

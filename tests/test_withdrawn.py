@@ -14,9 +14,11 @@ import eventlog
 from cdc.captured import captured_tables
 from cdc.driver import driver_of
 from cdc.postgres import streaming
+from cdc.postgres.assembler import Assembler
 from cdc.postgres.attending import attendant, rounds
 from cdc.postgres.connection import Connection
 from cdc.postgres.copy.snapshot_reader import server_time_us
+from cdc.postgres.gathered import Flush
 from cdc.requests import ask, facts
 from eventlog.changes.change import Op
 from eventlog.errors import SnapshotRefused, UnknownTable
@@ -215,6 +217,66 @@ def test_a_name_that_the_stream_outran_is_not_taken_back(
     assert [change.table for change in log.stream("shop").read()][-1] == "public.c"
     names = [schema["name"] for _, schema in log.engine.schemas("shop")]
     assert names[-1] == "c" and "b" not in names
+
+
+def test_a_look_that_is_asked_for_as_all_comes_to_rest_is_waited_for(
+    database18: Database, log: eventlog.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database18.execute("create table a (id int primary key)")
+    rest, make = attendant.Attendant._rest, rounds.Rounds.make
+    made: list[int] = []
+    rested: list[tuple[bool, int]] = []
+
+    def looking(self: rounds.Rounds, conn: Connection) -> None:
+        make(self, conn)
+        made.append(1)
+
+    def resting(self: attendant.Attendant) -> None:
+        if not rested:
+            self.look_soon()
+        rest(self)
+        rested.append((self.at_rest, len(made)))
+
+    monkeypatch.setattr(rounds.Rounds, "make", looking)
+    monkeypatch.setattr(attendant.Attendant, "_rest", resting)
+    shop(database18).capture(log, until="current")
+    at_rest, rounds_before = rested[0]
+    assert not at_rest and len(made) > rounds_before
+
+
+def test_a_doubt_that_comes_with_a_commit_is_looked_at_at_once(
+    database18: Database, log: eventlog.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database18.execute("create table a (id int primary key)")
+    monkeypatch.setattr(attendant, "LOOK_S", 3_600.0)
+    take, make = Assembler.take_complete, rounds.Rounds.make
+    doubted, made = [0], []
+    relation = database18.value("select 'a'::regclass::oid::int8")
+
+    def doubting(self: Assembler) -> Flush:
+        flush = take(self)
+        if flush.batches and not doubted:
+            doubted.append(relation)
+            assert self._copies.again(relation)
+            self.doubts.append((relation, "a doubt"))
+        return flush
+
+    def looking(self: rounds.Rounds, conn: Connection) -> None:
+        make(self, conn)
+        made.append(1)
+
+    monkeypatch.setattr(Assembler, "take_complete", doubting)
+    monkeypatch.setattr(rounds.Rounds, "make", looking)
+    with captured_in_background(log, shop(database18, "public.a")) as running:
+        running.saw("streaming")
+        database18.execute("insert into a values (1)")
+        until(lambda: len(made) >= 2, "the round that the table's description led to")
+        running.reached(wal_position(database18))
+        doubted.clear()
+        database18.execute("insert into a values (2)")
+        running.saw("copied", 2)
+    assert doubted == [relation]
+    assert_snapshot_equals_postgres(log, database18, "a")
 
 
 KILLED = """

@@ -109,7 +109,7 @@ class Beginning:
     def _new(
         self, conn: Connection, replication: Connection, stored: SourceState | None
     ) -> SourceState:
-        traces = Traces.before(conn, self.dsn, self.name, self.options, self.report)
+        traces = Traces.before(conn, replication, self.dsn, self.name, self.options, self.report)
         try:
             with self._stoppable(conn, replication):
                 prepared = setup.plan_source(

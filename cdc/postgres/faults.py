@@ -154,6 +154,10 @@ _STATES: dict[str, tuple[type[CaptureError], str]] = {
         "a text has no form in UTF-8, in which all is captured; its change stays in the WAL: "
         "capture the source anew under another name once the text was corrected",
     ),
+    "40P01": (
+        errors.TableLocked,
+        "the other transaction went on; it is tried again, or try again when that has ended",
+    ),
     "42501": (errors.PermissionMissing, "a DBA must grant the role what is missing"),
     "53300": (errors.TooManyConnections, "raise max_connections, or close sessions that idle"),
     "55006": (errors.SlotInUse, "stop the process that uses it, or choose another name"),

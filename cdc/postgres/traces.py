@@ -13,6 +13,7 @@ next start, or `drop-source`, finds out.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,12 +24,17 @@ from cdc.options import Event, Options, Report
 from cdc.postgres.connection import Connection, connect
 from cdc.postgres.publishing import publication, slot
 
+LOOK_S = 0.02
+HELD_S = 2.0
+"""How long the server may take to let a slot go after it answered that it could not make it."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Traces:
     """The publications that were not there before, and the slot once it was asked for.
 
-    A temporary slot goes with its connection. `slot_was_there`: before all this.
+    A temporary slot goes with its connection. `slot_was_there`: before all this. `asker` is the
+    process of the server that is asked for the slot.
     """
 
     dsn: str
@@ -36,13 +42,23 @@ class Traces:
     publications: Sequence[str]
     slot: str
     slot_was_there: bool
+    asker: int
     slot_asked: bool = False
 
     @classmethod
     def before(
-        cls, conn: Connection, dsn: str, name: str, options: Options, report: Report
+        cls,
+        conn: Connection,
+        replication: Connection,
+        dsn: str,
+        name: str,
+        options: Options,
+        report: Report,
     ) -> Self:
-        """Look at what is there before the source `name` is begun."""
+        """Look at what is there before the source `name` is begun.
+
+        `replication` is the connection that makes its slot.
+        """
         names = () if options.publication is not None else publication.names_of(name)
         slot_name = options.slot or slot.slot_name(name)
         return cls(
@@ -51,6 +67,7 @@ class Traces:
             publications=[n for n in names if not publication.is_there(conn, n)],
             slot=slot_name,
             slot_was_there=slot.inspect(conn, slot_name) is not None,
+            asker=replication.info.backend_pid,
         )
 
     def removed(self, error: BaseException) -> bool:
@@ -72,7 +89,7 @@ class Traces:
         return not self.slot_asked
 
     def _remove(self, conn: Connection) -> None:
-        found = slot.inspect(conn, self.slot) is not None
+        found = self._is_there(conn)
         if found and self.slot_asked:
             slot.drop(conn, self.slot)
             found = False
@@ -80,3 +97,12 @@ class Traces:
         if not found or self.slot_was_there:
             for name in self.publications:
                 publication.drop(conn, name)
+
+    def _is_there(self, conn: Connection) -> bool:
+        """Whether there is a slot, once the server let go the one that it could not make."""
+        deadline = time.monotonic() + HELD_S
+        while (found := slot.inspect(conn, self.slot)) is not None:
+            if found.active_pid != self.asker or time.monotonic() > deadline:
+                return True
+            time.sleep(LOOK_S)
+        return False

@@ -12,6 +12,7 @@ from cdc.postgres.attending.link import Link
 from cdc.postgres.attending.tables import Tables, joined_fact
 from cdc.postgres.connection import Connection
 from cdc.postgres.privacy import hashing
+from cdc.postgres.protocol.answers import CANCELLED
 from cdc.postgres.publishing import membership, publication
 from cdc.postgres.schema import catalog
 from cdc.postgres.schema.catalog import Table
@@ -20,9 +21,6 @@ from cdc.postgres.state import SourceState
 from cdc.requests import Fact, Request
 from eventlog import Log
 from eventlog.errors import EventLogError, UsageError
-
-_PASSING = frozenset({"57014", "40P01"})
-"""A statement that was cancelled, a deadlock; what may be tried again says so itself."""
 
 
 class Answering:
@@ -157,5 +155,5 @@ class Answering:
 def _is_passing(error: EventLogError) -> bool:
     """Whether the same request may succeed a moment later."""
     if isinstance(error, ServerError):
-        return error.sqlstate in _PASSING
+        return error.sqlstate == CANCELLED
     return isinstance(error, CaptureError) and error.retry

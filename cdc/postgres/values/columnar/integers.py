@@ -37,14 +37,15 @@ def read_integers(
         good &= digits <= DIGITS_MAX
         good &= lengths <= width
     info = np.iinfo(kind)
+    is_bounded = 10**longest <= info.max
     if negative is not None:
         good &= lengths > negative
         if not info.min:
             good &= ~negative
-        if 10 ** (longest - 1) > info.max:
+        if not is_bounded:  # The longest may have no minus, though others have one.
             good &= values <= np.uint64(info.max) + negative.astype(np.uint64)
         return signed(values, negative).astype(kind), good
-    if 10**longest > info.max:
+    if not is_bounded:
         good &= values <= np.uint64(info.max)
     return values.astype(kind), good
 
