@@ -455,6 +455,9 @@ def test_whole_numbers_around_every_edge(
     found, unfit = column_of(oid, texts_of(str(n).encode() for n in numbers), target)
     assert found.to_pylist() == [n if low <= n <= high else None for n in numbers]
     assert unfit == [place for place, n in enumerate(numbers) if not low <= n <= high]
+    for number in numbers:  # Beside a negative one, and as the longest.
+        found, unfit = column_of(oid, texts_of([b"-1", str(number).encode()]), target)
+        assert found[1].as_py() == (number if low <= number <= high else None), number
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eventlog
-from eventlog.changes.decoding import json_text, json_texts
+from eventlog.changes.decoding import json_line, json_text, json_texts, json_value
 from eventlog.changes.split import texts_of
 from eventlog.codecs import event_json
 from eventlog.codecs.event_split import split_events
@@ -275,6 +275,28 @@ def test_every_kind_of_leaf_is_converted_by_columns() -> None:
             assert found.to_pylist() == [shown(value)] * event_json.ROWS_MIN, edge
 
 
+def test_one_odd_value_does_not_keep_the_others_from_their_columns() -> None:
+    pack = msgpack.Packer(datetime=True).pack
+    large = [[[7] * 64] * 64]
+    odd = [large, [1] * 65, {"n" * 5_000: 1}, {"raw": b"x"}]
+    values = [{"a": n, "b": ["x"]} for n in range(100)]
+    for other in odd:
+        with mock.patch.object(event_json, "_one_by_one", wraps=event_json._one_by_one) as seen:
+            found = CODEC.json_array(texts_of(map(pack, [other, *values])))
+        assert found.to_pylist() == [shown(other), *map(shown, values)]
+        assert [len(call.args[0]) for call in seen.call_args_list] == [1]
+
+
+def test_a_name_that_is_no_text_becomes_one_in_json() -> None:
+    """No writer makes one; msgpack reads it."""
+    nan = b"\xcb\x7f\xf8" + bytes(6)
+    stored = [b"\x81\xc4\x01a\x07", b"\x81\xc4\x01a" + nan, b"\x91\x81\xc4\x01a\xc4\x01b"]
+    wanted = ['{"\\\\x61": 7}', '{"\\\\x61": "NaN"}', '[{"\\\\x61": "\\\\x62"}]']
+    assert CODEC.json_array(texts_of(stored)).to_pylist() == wanted
+    values = [CODEC.decode(b"\x92\xc0" + value)[1] for value in stored]
+    assert [json_line(json_value(value)) for value in values] == wanted
+
+
 def test_of_equal_names_the_last_one_counts() -> None:
     found = CODEC.json_array(texts_of([b"\x82\xa1a\x01\xa1a\x02"] * 40))
     assert found.to_pylist() == ['{"a": 2}'] * 40
@@ -307,6 +329,8 @@ DAMAGED = [
     b"\x92\xa1k\x01\x01", b"\x92\xa1k\x92\x01", b"\x92\x01", b"\x92\xa1k\x81\xa1a\xa1\xff",
     b"\x92\xa1k\x81\xa1a\xa1x\x01", b"\x92\xa1k\x81\xa1a\xa2x", b"\x92\xa1k\xc0\x01",
     b"\x92\xa1k\xd7\xff\xff\xff\xff\xff\x00\x00\x00\x00\x00",
+    b"\x92\xa1k\xd6\x05abcd", b"\x92\xa1k\x81\xa1a\xc7\x01\x07x",
+    b"\x92\xa1k\x92\xcb\x7f\xf8" + bytes(6) + b"\xd4\x01x",
 ]  # fmt: skip
 
 

@@ -151,6 +151,9 @@ def test_durations_and_sizes_have_their_units() -> None:
     for bad in ("GB", "-1", "1XB", -1, True):
         with pytest.raises(UsageError, match="size"):
             byte_count(bad)
+    for read, bad in ((byte_count, "9" * 400 + "GB"), (duration_us, "9" * 400 + "d")):
+        with pytest.raises(UsageError, match="a number of 400 digits"):
+            read(bad)
 
 
 def test_entries_that_wait_to_be_merged_may_go_too(log: eventlog.Log) -> None:

@@ -101,6 +101,23 @@ def test_casts_are_part_of_what_is_saved(priced: eventlog.Log, path: Path, tmp_p
         priced.snapshot("shop").save(path, transform=Known(), cast={"prise": "text"})
 
 
+@pytest.mark.parametrize("cast", ["text", {"price": None}, {"price": 5}, {5: "text"}, ["price"]])
+def test_a_cast_that_maps_no_names_to_types_is_refused_wherever_it_is_given(
+    priced: eventlog.Log, path: Path, cast: Any
+) -> None:
+    snapshot = priced.snapshot("shop")
+    for call in (
+        lambda: snapshot.save(path, transform=Known(), cast=cast),
+        lambda: snapshot.table("orders").to_arrow(cast=cast),
+        lambda: priced.stream("shop").read(table="orders").to_arrow(cast=cast),
+        lambda: snapshot.sql("select id from orders", cast=cast),
+    ):
+        with pytest.raises(UsageError, match="does not map names of columns to types") as refused:
+            call()
+        assert refused.value.hint
+    assert not path.exists()
+
+
 def test_a_manifest_that_needs_none_says_nothing_of_it(priced: eventlog.Log, path: Path) -> None:
     chosen = {"public.orders": ["id"]}
     plain = priced.snapshot("shop").save(path, columns=chosen)

@@ -341,6 +341,15 @@ def test_one_bad_line_among_many_is_damage_wherever_it_stands(bad: bytes, place:
     assert not expect_agreement(COPY, payload_of(records, 4), slots, {7: PAIR})
 
 
+@pytest.mark.parametrize("records", [[b"\n\n", b""], [b"", b"\n\n"], [b"\n", b"\n\n", b""]])
+def test_rows_of_no_column_are_a_line_end_each(records: list[bytes]) -> None:
+    bare = {7: schema_of(7, [])}
+    lines = [b"\n"] * FEW_ROWS
+    slots = list(range(len(lines) + len(records)))
+    assert not expect_agreement(COPY, payload_of([*lines, *records], 4), slots, bare)
+    assert expect_agreement(COPY, payload_of(lines, 4), slots[:FEW_ROWS], bare)
+
+
 @pytest.mark.parametrize("schemas", [{}, {7: PAIR, 8: PAIR}])
 def test_copied_rows_are_of_one_relation(schemas: Schemas) -> None:
     assert not expect_agreement(COPY, payload_of([b"1\tx\n"], 4), [0], schemas)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import io
 import json
 import os
@@ -193,11 +194,45 @@ def test_memory_that_does_not_suffice_is_explained(ask: Callable[..., Result]) -
     with pytest.raises(EnvironmentFault, match="needs more than there is") as refused:
         ask(query, memory_limit=40 << 20)
     assert "--memory-limit" in refused.value.hint and "\n" not in str(refused.value)
-    for limit in ("1MB", 0, "much", -1, "31MiB"):
+    for limit in ("1MB", 0, "much", -1, "31MiB", 2**63, "9" * 20 + "TB", "1" * 400 + "GB"):
         with pytest.raises(UsageError) as wrong:
             ask("select 1", memory_limit=limit)
         assert wrong.value.hint
     assert list(ask("select 1", memory_limit="32MiB")) == [(1,)]
+
+
+@pytest.mark.parametrize("threads", [0, -1, 257, 10**6, 2**70, "2", True, None])
+def test_threads_that_cannot_be_are_refused(ask: Callable[..., Result], threads: Any) -> None:
+    with pytest.raises(UsageError, match=r"threads=.* is no number of threads"):
+        ask("select 1", threads=threads)
+    assert list(ask("select 1", threads=2)) == [(1,)]
+
+
+# Values
+
+
+def test_what_python_cannot_hold_is_text_where_rows_are_iterated(
+    ask: Callable[..., Result], temporary: Path
+) -> None:
+    query = (
+        "select 'infinity'::timestamptz as a, ['-infinity'::date, null] as b, r, "
+        "case when r % 2 = 0 then timestamp '2026-01-31' else 'infinity' end as c "
+        "from range(3) t(r)"
+    )
+    day = dt.datetime(2026, 1, 31)
+    wanted = [("infinity", ["-infinity", None], r, "infinity" if r % 2 else day) for r in range(3)]
+    assert list(ask(query)) == wanted
+
+
+def test_unions_are_results_as_other_values_are(
+    ask: Callable[..., Result], temporary: Path
+) -> None:
+    found = ask("select union_value(a := r) as u, r as u from range(9000) t(r)")
+    assert found._rows._file is not None
+    assert list(found) == [(r, r) for r in range(9000)]
+    assert next(found.as_json()) == {"u": 0, "u_1": 0}
+    empty = ask("select union_value(a := 1) as u where false")
+    assert (empty.columns, list(empty), list(empty.as_json())) == (["u"], [], [])
 
 
 MEASURED = """
@@ -209,6 +244,8 @@ def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
 
+import pyarrow
+pyarrow.array([])  # Loads pandas, once, which is not the result's.
 import eventlog.snapshots.sql.result as result
 from eventlog.snapshots.sql import kept_rows
 kept_rows.IN_MEMORY_BYTES = 1 << 20

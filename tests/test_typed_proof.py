@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import random
 from decimal import Decimal
 from pathlib import Path
@@ -16,6 +17,7 @@ from pyarrow import parquet
 
 import eventlog
 from eventlog.changes.schema import SourceType
+from eventlog.errors import BadManifest
 from eventlog.snapshots.manifests.bundle import file_name, write_bundle
 from eventlog.snapshots.manifests.described_types import METADATA
 from eventlog.snapshots.manifests.typed_proof import Taking
@@ -262,3 +264,68 @@ def test_a_table_whose_texts_are_gone_and_rows_are_not_is_told(tmp_path: Path) -
     texts = parquet.read_table(folder / "texts" / ORDERS)
     reasons = rewritten(folder, f"texts/{ORDERS}", texts.slice(0, 0))
     assert reasons == ["table shop.public.orders: it has 0 rows, and the manifest 2"]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.int64(), pa.bool_(), pa.list_(pa.int8()), pa.string()], ids=str
+)
+def test_texts_of_another_type_are_told(tmp_path: Path, kind: pa.DataType) -> None:
+    folder = copied(tmp_path / "b")
+    texts = parquet.read_table(folder / "texts" / ORDERS)
+    other = texts.set_column(1, "c0", pa.nulls(texts.num_rows, kind))
+    reasons = rewritten(folder, f"texts/{ORDERS}", other)
+    assert reasons == [f"texts/{ORDERS} has other columns than the manifest"]
+
+
+@pytest.mark.parametrize("file", [ORDERS, f"texts/{ORDERS}", "clicks.parquet"])
+def test_a_row_without_an_offset_is_told(tmp_path: Path, file: str) -> None:
+    folder = copied(tmp_path / "b")
+    found = parquet.read_table(folder / file)
+    offsets = pa.array([None, *found.column(0).to_pylist()[1:]], pa.int64())
+    bare = found.set_column(0, "_offset", offsets)
+    assert rewritten(folder, file, bare) == [f"{file}: a row has no offset"]
+
+
+@pytest.mark.parametrize("codec", [1, 2])
+def test_a_codec_that_knows_no_types_proves_nothing(odd: Any, tmp_path: Path, codec: int) -> None:
+    found = redescribed_anew(
+        odd, tmp_path / "b", lambda said: json.dumps({**said, "codec": codec}).encode()
+    )
+    assert found.unproven and f"codec {codec} knows no types" in found.reasons[0]
+
+
+def test_types_that_no_database_has_are_told_as_unproven(odd: Any, tmp_path: Path) -> None:
+    def of_itself(said: dict[str, Any]) -> bytes:
+        price, mood, moods = said["types"]
+        types = [price, {**mood, "kind": "a", "element": MOODS}, moods]
+        return json.dumps({**said, "types": types}).encode()
+
+    def without_digits(said: dict[str, Any]) -> bytes:
+        price, *others = said["types"]
+        return json.dumps({**said, "types": [{**price, "base_typmod": 4}, *others]}).encode()
+
+    for place, change in enumerate((of_itself, without_digits)):
+        found = redescribed_anew(odd, tmp_path / f"{place}", change)
+        assert not found and found.reasons, found
+
+
+@pytest.mark.parametrize("file", [ORDERS, f"texts/{ORDERS}", "manifest.json"])
+def test_a_pipe_in_a_bundle_is_refused_and_not_waited_for(tmp_path: Path, file: str) -> None:
+    folder = copied(tmp_path / "b")
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    if file == "manifest.json":
+        with pytest.raises(BadManifest, match="it is no plain file"):
+            eventlog.open_bundle(folder)
+        return
+    reasons = eventlog.open_bundle(folder).verify().reasons
+    assert reasons == [f"{file} cannot be read: it is no plain file"]
+
+
+def test_names_that_are_no_unicode_are_told(tmp_path: Path) -> None:
+    folder = copied(tmp_path / "b")
+    data = (folder / ORDERS).read_bytes()
+    assert b"amount" in data
+    (folder / ORDERS).write_bytes(data.replace(b"amount", b"am\xffunt"))
+    reasons = eventlog.open_bundle(folder).verify().reasons
+    assert reasons == [f"{ORDERS} was changed: its checksum is another"]

@@ -27,7 +27,7 @@ TYPE_NAME = b"postgres_type"
 UNFIT = b"unfit"
 
 Unfit: TypeAlias = Literal["raise", "null"]
-_DECIMAL = re.compile(r"decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)")
+_DECIMAL = re.compile(r"decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,18 @@ class Conversion:
     def __post_init__(self) -> None:
         if self.unfit not in ("raise", "null"):
             raise UsageError(f"unfit={self.unfit!r} is unknown", hint="it is 'raise' or 'null'")
+        require_cast(self.cast)
+
+
+def require_cast(cast: object) -> None:
+    """Raise UsageError for what maps no names to types; whether there are such is not looked at."""
+    if not isinstance(cast, Mapping) or not all(
+        isinstance(text, str) for pair in cast.items() for text in pair
+    ):
+        raise UsageError(
+            f"cast={cast!r} does not map names of columns to types",
+            hint="write cast={'amount': 'text'}",
+        )
 
 
 def chosen_columns(schema: Schema, names: Iterable[str] | None) -> list[tuple[int, Column]]:

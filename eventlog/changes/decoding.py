@@ -161,7 +161,7 @@ def json_text(value: Any) -> str:
     """A stored value as JSON text: `json_line` of its `json_value`."""
     try:
         return _VALUES.encode(value)
-    except ValueError:  # NaN or ∞ somewhere inside
+    except (TypeError, ValueError):  # NaN or ∞ somewhere inside; or a name that is no text
         return json_line(json_value(value))
 
 
@@ -175,7 +175,7 @@ def json_texts(values: Sequence[Any]) -> list[str | None]:
     parted[::2] = values
     try:
         found = _VALUES.encode(parted)[1:-1].split(f', "{_BETWEEN}", ')
-    except ValueError:  # NaN or ∞ somewhere inside
+    except (TypeError, ValueError):  # as above
         found = []
     if len(found) != len(values):
         return [None if value is None else json_text(value) for value in values]
@@ -193,7 +193,11 @@ def json_value(value: Any) -> Any:
     if isinstance(value, list):
         return [json_value(item) for item in value]
     if isinstance(value, dict):
-        return {name: json_value(item) for name, item in value.items()}
+        # Names are texts; in a damaged record they may be bytes.
+        return {
+            name if name.__class__ is str else json_value(name): json_value(item)
+            for name, item in value.items()
+        }
     return value
 
 

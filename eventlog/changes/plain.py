@@ -47,6 +47,22 @@ def plain_column(column: pa.ChunkedArray) -> list[Any]:
     return [value for chunk in column.chunks for value in plain_array(chunk)]
 
 
+def python_column(column: pa.ChunkedArray) -> list[Any]:
+    """The Python values of a column; what Python cannot hold (infinity, BC) as JSON has it."""
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except (OverflowError, ValueError):
+        return [_python(array[at : at + 1]) for array in column.chunks for at in range(len(array))]
+
+
+def _python(one: pa.Array) -> Any:
+    """The value of an array of one."""
+    try:
+        return one[0].as_py()
+    except (OverflowError, ValueError):
+        return plain_array(one)[0]
+
+
 def plain_array(array: pa.Array) -> list[Any]:
     """The JSON values of an array."""
     from pyarrow import types

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import timedelta
 
@@ -32,7 +33,7 @@ def duration_us(age: str | timedelta) -> int:
         raise UsageError(
             f"{age!r} is no duration", hint="write a number and one of s, m, h, d, w, as in 30d"
         )
-    return round(float(found[1]) * _MICROSECONDS[found[2]])
+    return round(_finite(found[1], _MICROSECONDS[found[2]]))
 
 
 def byte_count(size: str | int) -> int:
@@ -46,7 +47,18 @@ def byte_count(size: str | int) -> int:
         raise UsageError(f"{size!r} is no size", hint="write bytes, or as in 500MB or 2GiB")
     base = 1024 if found[3] else 1000
     power = " kmgt".index(found[2].lower() or " ")
-    return int(float(found[1]) * base**power)
+    return int(_finite(found[1], base**power))
+
+
+def _finite(digits: str, unit: int) -> float:
+    """So many of a unit. Raises UsageError for more than a number can be."""
+    found = float(digits) * unit
+    if found == math.inf:
+        raise UsageError(
+            f"a number of {len(digits)} digits is more than there is of anything",
+            hint="write it shorter, with a greater unit",
+        )
+    return found
 
 
 def counted(count: int, noun: str) -> str:

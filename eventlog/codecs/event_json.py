@@ -38,7 +38,10 @@ from eventlog.codecs.events import unpacked
 from eventlog.errors import DamagedLog
 
 SHAPES_MAX = 4
-"""Shapes looked for in the values of one call: those of one application have few."""
+"""Shapes looked for in the values of one call: those of one application have few.
+
+Each is that of a value farther back, so that one odd value does not keep the others from theirs.
+"""
 
 ROWS_MIN = 32
 """Fewer values are decoded one by one."""
@@ -61,8 +64,8 @@ def json_array(values: Texts) -> pa.Array:
         parts.append((nil, pa.nulls(len(nil), pa.string())))
     if len(rest) >= ROWS_MIN and len(values.data) <= BYTES_MAX:
         text = Text(values.data)
-        for _ in range(SHAPES_MAX):
-            rest = _take_shape(values, text, rest, parts)
+        for attempt in range(SHAPES_MAX):
+            rest = _take_shape(values, text, rest, parts, like=len(rest) * attempt // SHAPES_MAX)
             if len(rest) < ROWS_MIN:
                 break
     if len(rest):
@@ -71,12 +74,12 @@ def json_array(values: Texts) -> pa.Array:
 
 
 def _take_shape(
-    values: Texts, text: Text, rest: Places, parts: list[tuple[Places, pa.Array]]
+    values: Texts, text: Text, rest: Places, parts: list[tuple[Places, pa.Array]], *, like: int
 ) -> Places:
-    """Convert the values of the shape that the first one has; the others remain."""
+    """Convert the values of the shape that the one at place `like` has; the others remain."""
     starts = values.starts[rest]
     stops = starts + values.lengths[rest]
-    shape = shape_of(values.data[starts[0] : stops[0]].tobytes())
+    shape = shape_of(values.data[starts[like] : stops[like]].tobytes())
     if shape is None:
         return rest
     found = walked(text, starts, stops, shape)

@@ -25,6 +25,10 @@ from eventlog.changes.split import Bytes, Places
 LEAVES_MAX = 64
 """Values with more of them are decoded one by one, as are those nested deeper than this."""
 DEPTH_MAX = 16
+TOKENS_MAX = 1_024
+"""Heads, names and leaves; a large value is given up after so many."""
+LITERALS_BYTES_MAX = 4_096
+"""Names and heads: each eight bytes of them are held against all rows."""
 
 NIL, FALSE, TRUE, INT, UINT, FLOAT, TEXT, TIME = range(1, 9)
 """Kinds of leaves; 0 is any other."""
@@ -91,7 +95,9 @@ def shape_of(stored: bytes) -> Shape | None:
     texts: list[str] = []
     at = 0
     try:
-        for token in _tokens(_Reader(stored), 0):
+        for number, token in enumerate(_tokens(_Reader(stored), 0)):
+            if number >= TOKENS_MAX:
+                return None
             if token.is_leaf:
                 found.append(Literal(bytes(bytes_), "".join(texts)))
                 bytes_, texts = bytearray(), []
@@ -103,7 +109,10 @@ def shape_of(stored: bytes) -> Shape | None:
         return None
     if at != len(stored) or not found or len(found) > LEAVES_MAX:
         return None
-    return Shape(literals=(*found, Literal(bytes(bytes_), "".join(texts))))
+    found.append(Literal(bytes(bytes_), "".join(texts)))
+    if sum(len(literal.stored) for literal in found) > LITERALS_BYTES_MAX:
+        return None
+    return Shape(literals=tuple(found))
 
 
 def walked(text: Text, starts: Places, stops: Places, shape: Shape) -> Walk:

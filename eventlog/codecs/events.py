@@ -113,7 +113,7 @@ class EventCodec:
     def decode(self, record: bytes) -> tuple[str | None, Any]:
         """The key and the value of a record. Raises DamagedLog."""
         try:
-            key, value = msgpack.unpackb(record, timestamp=3)
+            key, value = msgpack.unpackb(record, timestamp=3, ext_hook=_refused)
         except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
             raise DamagedLog(f"a record is no event: {error}") from error
         return key, value
@@ -150,7 +150,8 @@ class EventCodec:
 
 def unpacked(data: bytes, ends: Places) -> list[Any] | None:
     """The values that lie end to end in `data`; None where one is damaged, or ends elsewhere."""
-    unpacker = msgpack.Unpacker(max_buffer_size=max(len(data), 1), timestamp=3)
+    size = max(len(data), 1)
+    unpacker = msgpack.Unpacker(max_buffer_size=size, timestamp=3, ext_hook=_refused)
     unpacker.feed(data)
     unpack, tell = unpacker.unpack, unpacker.tell
     try:
@@ -159,6 +160,10 @@ def unpacked(data: bytes, ends: Places) -> list[Any] | None:
         return None
     values = [value for value, _ in found]
     return values if np.array_equal([end for _, end in found], ends) else None
+
+
+def _refused(number: int, data: bytes) -> Any:
+    raise ValueError(f"there is an extension of kind {number}, and only timestamps are written")
 
 
 def _bounds(payload: Payload, slots: Places) -> tuple[Places, Places]:

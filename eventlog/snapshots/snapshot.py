@@ -210,7 +210,7 @@ class Snapshot:
             columns=columns or {},
             as_inserts=as_inserts,
             as_is=as_is,
-            conversion=Conversion(cast=dict(cast or {}), unfit=unfit),
+            conversion=Conversion(cast=cast or {}, unfit=unfit),
         )
         return save(self, self._engine, path, choice, transform, pin=pin, progress=progress)
 

@@ -7,6 +7,9 @@
 A column of a type that every server has needs no description: the manifest proves the type's
 number. Types that the database made itself (domains, arrays of them, enums) are described. Where a
 bundle was made before there was a description, it was made by decoder 1, and of a Postgres source.
+
+The description itself is proven by its file's checksum alone, and not by the manifest: who forges
+both can have values of such types shown otherwise (arrays parted at another sign), and no others.
 """
 
 from __future__ import annotations

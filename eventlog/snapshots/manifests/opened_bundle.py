@@ -2,8 +2,9 @@
 
 Nothing but the folder is needed. The proof is against the manifest: its digests over the stored
 texts, the offsets and the transform's output, and the checksums of all files; typed rows are held
-against the texts, decoded once more. So nothing was changed that the manifest does not say; who
-writes that anew, too, can write another bundle.
+against the texts, decoded once more. So nothing was changed that the manifest does not say, but how
+types of the source's own are read (see `described_types`); who writes that anew, too, can write
+another bundle.
 """
 
 from __future__ import annotations
@@ -60,6 +61,10 @@ def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
             f"{path} is no bundle: it has no {SUMS}",
             hint="name the folder that `eventlog snapshot bundle` made",
         )
+    try:
+        _require_file(path / MANIFEST)
+    except OSError as error:
+        raise _unreadable(path / MANIFEST, error) from error
     return Bundle(path, read_manifest(path / MANIFEST))
 
 
@@ -190,6 +195,7 @@ class Bundle:
                 yield f"{SUMS} {name}", f"{SUMS} names {name}, which is no file of this bundle"
                 continue
             try:
+                _require_file(self.path / name)
                 if sha256_of(self.path / name) != digest:
                     yield name, f"{name} was changed: its checksum is another"
             except OSError as error:
@@ -269,18 +275,26 @@ def _pieces(path: Path, columns: list[str] | None) -> Iterator[pa.Table]:
     from pyarrow import parquet
 
     try:
+        _require_file(path)
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
+            names = schema.names  # Here, where what is no Unicode among them is caught.
             if columns is not None:
-                _require(columns, schema.names, path)
+                _require(columns, names, path)
                 schema = pa.schema([schema.field(name) for name in columns])
             yield schema.empty_table()
             # One row group at a time: where values are long, a group has fewer rows.
             for group in range(file.num_row_groups):
                 for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
                     yield pa.Table.from_batches([batch]).cast(schema)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
+
+
+def _require_file(path: Path) -> None:
+    """Raise OSError for a pipe or a device, which might never end."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is no plain file")
 
 
 def _require(columns: Sequence[str], names: Sequence[str], path: Path) -> None:
@@ -295,11 +309,17 @@ def _digest_of_texts(path: Path, stored: SavedRows, step: Any) -> Digest:
     digest = TableDigest([(column.name, column.stored) for column in stored.columns])
     for piece in _pieces(path, None):
         names = ["_offset", *(f"c{place}" for place in range(len(stored.columns)))]
-        if piece.column_names != names:
+        if piece.column_names != names or not all(map(_holds_texts, piece.schema.types[1:])):
             raise BadManifest(f"{TEXTS}/{path.name} has other columns than the manifest")
         digest.add(_offsets(piece), piece.columns[1:])
         step(piece.num_rows)
     return digest.done()
+
+
+def _holds_texts(kind: pa.DataType) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def _digest_of_output(path: Path) -> Digest:
@@ -320,6 +340,8 @@ def _offsets(piece: pa.Table) -> Any:
 
     if piece.schema.names[:1] != ["_offset"] or piece.schema.types[0] != pa.int64():
         raise BadManifest("its first column is not that of the offsets")
+    if piece.column(0).null_count:
+        raise BadManifest("a row has no offset")
     return piece.column(0).to_numpy().astype(np.int64)
 
 

@@ -7,8 +7,10 @@ bytes (`typed_values`), so that a NaN equals itself and 0 is not -0. Rows come i
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,21 +21,29 @@ from eventlog.changes.codec import codec
 from eventlog.changes.decoding import json_text
 from eventlog.changes.schema import Column, Schema
 from eventlog.changes.split import IS_NULL, Texts
+from eventlog.errors import BadManifest, DamagedLog
 from eventlog.snapshots.manifests.described_types import MSGPACK, Described
 from eventlog.snapshots.manifests.digest import lengths_and_bytes
 from eventlog.snapshots.manifests.manifest import SavedColumn, SavedTable
+from eventlog.snapshots.manifests.strict_json import NotStrict
 from eventlog.snapshots.manifests.transformed import DECODER
 from eventlog.snapshots.manifests.typed_values import encoded
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_TYPE = re.compile(r"([0-9]{1,10})/(-?[0-9]{1,10})")
+"""A column's type as it enters the digest: its number, and its modifier."""
+
+_NO_TYPE = (ValueError, RecursionError)
+"""What a type raises that no database has: numeric(0,0), an array of itself."""
+
 
 class TypedProof:
     """Compares the typed rows of one table with its texts, piece by piece, in order.
 
     `unknown` names columns whose types nothing describes, which are not compared. Belongs to one
-    thread. Raises CodecNotInstalled.
+    thread. Raises CodecNotInstalled, NotStrict for a codec that knows no types.
     """
 
     def __init__(self, table: SavedTable, how: Described, schema: pa.Schema) -> None:
@@ -55,15 +65,19 @@ class TypedProof:
             self._places = [i for i, kind in enumerate(_event_types()) if self._is_typed(i, kind)]
             return
         self._codec = codec(how.codec)
+        if not hasattr(self._codec, "type_name"):
+            raise NotStrict(f"codec {how.codec} knows no types of columns")
         self._versions = [_version(self._codec, column, how) for column in columns]
         self._places = [i for i in self._places if self._is_known(i)]
 
     def _is_known(self, place: int) -> bool:
         version = self._versions[place]
-        if version is None:
-            self.unknown.append(self._table.stored.columns[place].name)
-            return False
-        return self._is_typed(place, self._codec.arrow_type(version, version.columns[0]))
+        if version is not None:
+            with suppress(*_NO_TYPE):
+                declared = self._codec.arrow_type(version, version.columns[0])
+                return self._is_typed(place, declared)
+        self.unknown.append(self._table.stored.columns[place].name)
+        return False
 
     def _is_typed(self, place: int, declared: pa.DataType) -> bool:
         """Whether a column has a type that it can have."""
@@ -80,8 +94,15 @@ class TypedProof:
     def add(self, offsets: npt.NDArray[np.int64], typed: pa.Table, texts: pa.Table) -> None:
         """Take in rows: `typed` begins with `_offset`, and `texts` with it, too.
 
-        REQUIRES: as many rows in all three, and as many columns of texts as were saved.
+        Raises BadManifest for texts that a manifest proves, and that no log can hold. REQUIRES: as
+        many rows in all three, and as many columns of texts as were saved.
         """
+        try:
+            self._compare(offsets, typed, texts)
+        except (DamagedLog, IndexError, ValueError) as error:
+            raise BadManifest(f"its stored texts cannot be decoded: {error}") from error
+
+    def _compare(self, offsets: npt.NDArray[np.int64], typed: pa.Table, texts: pa.Table) -> None:
         found = _events(texts) if self._events else None
         for place in list(self._places):
             if found is None:
@@ -163,10 +184,10 @@ def _version(of: Any, column: SavedColumn, how: Described) -> Schema | None:
 
     What is described counts only where the type's number says nothing by itself.
     """
-    number, _, modifier = column.stored.partition("/")
-    if not (number.isdecimal() and modifier.lstrip("-").isdecimal()):
+    stored = _TYPE.fullmatch(column.stored)
+    if stored is None:
         return None
-    alone = Column(name=column.name, type=int(number), typmod=int(modifier), key=False)
+    alone = Column(name=column.name, type=int(stored[1]), typmod=int(stored[2]), key=False)
     for types in ({}, how.source_types):
         version = Schema(
             id=0,
@@ -178,8 +199,9 @@ def _version(of: Any, column: SavedColumn, how: Described) -> Schema | None:
             columns=(alone,),
             types=types,
         )
-        if of.type_name(version, alone) == column.type:
-            return version
+        with suppress(*_NO_TYPE):
+            if of.type_name(version, alone) == column.type:
+                return version
     return None
 
 
@@ -205,6 +227,8 @@ def _events(texts: pa.Table) -> list[pa.Array]:
 
     decode = codec(MSGPACK).decode
     times, keys, values = (_whole(column) for column in texts.columns[1:])
+    if times.null_count or values.null_count:
+        raise ValueError("an event has a time and a value")
     found = (decode(b"\x92\xc0" + value)[1] for value in values.to_pylist())
     json = [None if value is None else json_text(value) for value in found]
     return [

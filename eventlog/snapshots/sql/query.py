@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from eventlog.changes.arrow import require_cast
 from eventlog.changes.duck import locked_connection
 from eventlog.changes.quantities import byte_count
 from eventlog.errors import EnvironmentFault, EventLogError, UnknownColumn, UsageError
@@ -23,8 +24,11 @@ from eventlog.snapshots.sql.result import Result
 MEMORY = "1GiB"
 """What DuckDB may take, on every machine: where it spills may order groups otherwise (I7)."""
 
-MEMORY_BYTES_MIN = 32 << 20
-"""Below that it fails on its own buffers."""
+MEMORY_BYTES_MIN, MEMORY_BYTES_MAX = 32 << 20, 1 << 60
+"""Below it fails on its own buffers; more is no number to it."""
+
+THREADS_MAX = 256
+"""DuckDB makes all of them, whatever the machine."""
 
 _COLUMN = re.compile(r'column (?:named )?"([^"]+)"', re.IGNORECASE)
 _KIND = re.compile(r"[A-Z][\w ]* Error: ")
@@ -50,6 +54,7 @@ def run(
     """
     known = places(snapshot, others)
     memory_bytes = _memory_bytes(memory_limit)
+    _require_threads(threads)
     with _directory() as directory:
         spill = directory / "spill"
         spill.mkdir(mode=0o700)
@@ -99,7 +104,8 @@ def _require_different(paths: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
 
 
 def _require_casts(terms: Terms, sources: Sequence[Source]) -> None:
-    """Raise UnknownColumn for a cast of a column that no table of the query has."""
+    """Raise UnknownColumn for a cast of a column that no table of the query has; UsageError."""
+    require_cast(terms.cast)
     known = [name for source in sources if source.version for name in source.version.names]
     for name in terms.cast:
         if name not in known:
@@ -117,7 +123,18 @@ def _memory_bytes(memory: str | int) -> int:
             f"memory of {memory} is too little for a query",
             hint=f"give it {MEMORY_BYTES_MIN >> 20} MiB or more, as in 2GB",
         )
+    if found > MEMORY_BYTES_MAX:
+        raise UsageError(
+            f"memory of {found:,} bytes is more than there is anywhere", hint="as in 2GB"
+        )
     return found
+
+
+def _require_threads(threads: int) -> None:
+    if type(threads) is not int or not 1 <= threads <= THREADS_MAX:
+        raise UsageError(
+            f"threads={threads!r} is no number of threads", hint=f"it is from 1 to {THREADS_MAX}"
+        )
 
 
 @contextmanager

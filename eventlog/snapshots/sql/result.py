@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from eventlog.changes.arrow import frame
 from eventlog.changes.cut import Cut
 from eventlog.changes.decoding import json_line
-from eventlog.changes.plain import plain_column, plain_rows
+from eventlog.changes.plain import plain_column, plain_rows, python_column
 from eventlog.changes.quantities import counted
 from eventlog.errors import UsageError
 from eventlog.snapshots.shown_rows import MAX_ROWS
@@ -28,7 +28,8 @@ class Result:
 
     `cuts` says, by the name that the query gave it, where each stream that it read was cut.
     `unfit` counts, by table and column, the values that `unfit="null"` dropped. Iterating gives
-    tuples of Python values, and may be repeated. Thread safety: may be shared among threads.
+    tuples of Python values, text for what Python cannot hold, and may be repeated. Thread safety:
+    may be shared among threads.
     """
 
     def __init__(
@@ -36,8 +37,7 @@ class Result:
     ) -> None:
         self.cuts = dict(cuts)
         self.unfit = dict(unfit)
-        names = _told_apart(rows.schema.names)
-        self.schema = rows.schema.empty_table().rename_columns(names).schema
+        self.schema = _told_apart(rows.schema)
         self._rows = rows
 
     @property
@@ -99,12 +99,13 @@ class Result:
         import pyarrow as pa
 
         whole = pa.Table.from_batches(batches, schema=self._rows.schema)
-        return whole.combine_chunks().rename_columns(self.columns)
+        if len(batches) > 1:
+            whole = whole.combine_chunks()
+        return whole.rename_columns(self.columns)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         for piece in self.to_batches():
-            columns = [column.to_pylist() for column in piece.columns]
-            yield from zip(*columns, strict=True)
+            yield from zip(*map(python_column, piece.columns), strict=True)
 
     def __len__(self) -> int:
         return self.num_rows
@@ -123,17 +124,21 @@ class Result:
         return "\n".join([*lines, tail])
 
 
-def _told_apart(names: list[str]) -> list[str]:
+def _told_apart(schema: pa.Schema) -> pa.Schema:
+    """The same with names that differ."""
+    import pyarrow as pa
+
+    names = schema.names
     seen: set[str] = set()
     found = []
-    for name in names:
-        number, fresh = 0, name
+    for field in schema:
+        number, fresh = 0, field.name
         while fresh in seen or (number and fresh in names):
             number += 1
-            fresh = f"{name}_{number}"
+            fresh = f"{field.name}_{number}"
         seen.add(fresh)
-        found.append(fresh)
-    return found
+        found.append(field.with_name(fresh))
+    return pa.schema(found, metadata=schema.metadata)
 
 
 def _cell(value: Any) -> str:
