@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,6 +30,7 @@ from eventlog.engine.payload import Payload
 from eventlog.errors import DamagedLog, OffsetsDropped
 from eventlog.snapshots.state import span, table_state
 from tests.fix_log import bodies_apart
+from tests.held_memory import measured
 
 NUMBERS = st.one_of(
     st.integers(-(2**63), 2**64 - 1),
@@ -385,15 +383,9 @@ LARGE_EVENTS, LARGE_BYTES = 6_000, 8_000
 
 EXPORT = """
 import sys
-from pathlib import Path
 import eventlog
 from eventlog.cli.export_files import write_pieces
 from eventlog.snapshots.state import table_state
-
-def anonymous():
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
 
 def sampled(pieces):
     for piece in pieces:
@@ -427,14 +419,7 @@ def test_events_that_are_larger_than_what_may_be_held_are_exported_by_pieces(
             keys = range(first, first + 500)
             values = [{"x": Random(n).randbytes(LARGE_BYTES // 2).hex()} for n in keys]
             clicks.append_many(values, keys=keys)
-    command = [sys.executable, "-c", EXPORT, str(tmp_path / "log"), str(tmp_path / "big.parquet")]
-    # What is freed goes back at once, so that only what is held counts.
-    freeing = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
-    environment = {**os.environ, **freeing, "MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=120, env=environment
-    )
-    assert done.returncode == 0, done.stderr
+    done = measured(EXPORT, str(tmp_path / "log"), str(tmp_path / "big.parquet"))
     rows, pieces, grown = map(int, done.stdout.split())
     assert rows == LARGE_EVENTS + 1 and pieces > 10
     assert grown < LARGE_EVENTS * LARGE_BYTES * 3 // 4  # held whole, it would be twice its size

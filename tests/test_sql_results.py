@@ -6,7 +6,6 @@ import csv
 import datetime as dt
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from tests.fix_log import (
     column,
     insert,
 )
+from tests.held_memory import measured
 
 MANY = (
     "select r, md5(r::text) as m, case when r % 3 = 0 then null else r / 4 end as f, r as r "
@@ -236,14 +236,8 @@ def test_unions_are_results_as_other_values_are(
 
 
 MEASURED = """
-import resource, sys
-from pathlib import Path
+import sys
 from eventlog.__main__ import main
-
-def anonymous():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
-
 import pyarrow
 pyarrow.array([])  # Loads pandas, once, which is not the result's.
 import eventlog.snapshots.sql.result as result
@@ -276,19 +270,9 @@ def test_printing_a_large_result_takes_little_memory(
 ) -> None:
     log.stream("clicks", create=True)
     query = f"select r, repeat(md5(r::text), {WIDTH // 32}) as m from range({ROWS}) t(r)"
-    freeing = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
+    command = ["sql", query, *args, "--log", str(log.path)]
     with (tmp_path / "out").open("wb") as out:
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURED, "sql", query, *args, "--log", str(log.path)],
-            stdout=out,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            timeout=120,
-            cwd=tmp_path,
-            env={**os.environ, **freeing, "MALLOC_TRIM_THRESHOLD_": "0"},
-        )
-    assert done.returncode == 0, done.stderr
+        done = measured(MEASURED, *command, stdout=out, cwd=tmp_path)
     pieces, grown = map(int, done.stderr.splitlines()[-1].split())
     assert pieces > 20
     assert grown < ROWS * WIDTH // 2, "held whole, it would be more than all of it"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,6 +31,7 @@ from eventlog.snapshots.state.offset_set import OffsetSet
 from eventlog.snapshots.state.survivors import grouped, latest, latest_numbers, unmatched
 from eventlog.snapshots.state.table_state import TableState
 from tests.fix_log import INT, MadeSource, column, insert, update
+from tests.held_memory import measured
 from tests.made_histories import RELATION, MadeHistory, folded
 
 
@@ -214,15 +212,9 @@ def test_values_far_larger_than_was_guessed_are_fetched_by_few(
 
 EXPORT = """
 import sys
-from pathlib import Path
 import eventlog
 from eventlog.cli.export_files import write_pieces
 from eventlog.snapshots.state import row_pass, table_state
-
-def anonymous():
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
 
 def sampled(pieces):
     for piece in pieces:
@@ -246,14 +238,7 @@ with eventlog.open(sys.argv[1]) as log:
 def test_a_table_larger_than_what_may_be_held_is_exported_by_pieces(
     large: Path, tmp_path: Path, suffix: str
 ) -> None:
-    command = [sys.executable, "-c", EXPORT, str(large), str(tmp_path / f"big{suffix}")]
-    # What is freed goes back at once, so that only what is held counts.
-    freeing = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
-    environment = {**os.environ, **freeing, "MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=120, env=environment
-    )
-    assert done.returncode == 0, done.stderr
+    done = measured(EXPORT, str(large), str(tmp_path / f"big{suffix}"))
     rows, pieces, grown = map(int, done.stdout.split())
     assert rows == LARGE_ROWS and pieces > 5
     assert grown < LARGE_ROWS * LARGE_BYTES * 3 // 4  # held whole, it would be twice its size

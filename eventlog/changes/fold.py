@@ -58,7 +58,7 @@ class _Keyed:
         else:
             before = self._rows.pop(self._key_of(old), None)
         if UNCHANGED in new:
-            new = _filled(new, None if before is None else before[1], old)
+            new = filled_row(new, None if before is None else before[1], old)
         self._rows[self._key_of(new)] = (offset, new)
         return new
 
@@ -81,7 +81,7 @@ class _Multiset:
     def update(self, offset: int, old: Row | None, new: Row) -> Row:
         if old is not None:
             self.delete(old)
-            new = _filled(new, None, old)
+            new = filled_row(new, None, old)
         self.put(offset, new)
         return new
 
@@ -228,6 +228,18 @@ def moved_row(row: Row, source: Schema, target: Schema) -> Row:
     return found
 
 
+def filled_row(new: Row, before: Row | None, old: Row | None) -> Row:
+    """`new` with its UNCHANGED values from the row before, else from what the source sent of it."""
+    values = list(new)
+    for place, value in enumerate(new):
+        if value is UNCHANGED:
+            for source in (before, old):
+                if source is not None and source[place] is not ABSENT:
+                    values[place] = source[place]
+                    break
+    return tuple(values)
+
+
 def _moved(rows: Iterable[Placed], source: Schema, target: Schema) -> Iterator[Placed]:
     at = places(source, target)
     defaults = [
@@ -241,18 +253,6 @@ def _moved(rows: Iterable[Placed], source: Schema, target: Schema) -> Iterator[P
                 for place, default in zip(at, defaults, strict=True)
             ),
         )
-
-
-def _filled(new: Row, before: Row | None, old: Row | None) -> Row:
-    """`new` with its UNCHANGED values from the row before, else from what the source sent of it."""
-    values = list(new)
-    for place, value in enumerate(new):
-        if value is UNCHANGED:
-            for source in (before, old):
-                if source is not None and source[place] is not ABSENT:
-                    values[place] = source[place]
-                    break
-    return tuple(values)
 
 
 def _same_shape(one: Schema, other: Schema) -> bool:

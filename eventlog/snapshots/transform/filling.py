@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from eventlog.changes.change import ABSENT, UNCHANGED, Op, RawChange
-from eventlog.changes.fold import Placed, Row
+from eventlog.changes.change import Op, RawChange
+from eventlog.changes.fold import Placed, Row, filled_row
 from eventlog.changes.schema import Schema
 from eventlog.changes.schemas import places
 from eventlog.changes.split import (
@@ -89,7 +89,7 @@ class _Table:
                 continue
             before = rows.get(keys[place]) if old is None else rows.pop(key_of(old), None)
             if lacking[place]:
-                row = filled[place] = _filled(row, None if before is None else before[1], old)
+                row = filled[place] = filled_row(row, None if before is None else before[1], old)
             rows[key_of(row)] = placed[place][0], row
         rows.update(zip(keys[at:], placed[at:], strict=True))
         return filled
@@ -123,17 +123,6 @@ def _old_rows(split: Split) -> dict[int, Row]:
     sent: Places = np.flatnonzero((split.old.lengths != IS_ABSENT).any(axis=0))
     chosen = Rows(starts=split.old.starts[:, sent], lengths=split.old.lengths[:, sent])
     return dict(zip(sent.tolist(), chosen.tuples(split.data), strict=True))
-
-
-def _filled(new: Row, before: Row | None, old: Row | None) -> Row:
-    values = list(new)
-    for place, value in enumerate(new):
-        if value is UNCHANGED:
-            for source in (before, old):
-                if source is not None and source[place] is not ABSENT:
-                    values[place] = source[place]
-                    break
-    return tuple(values)
 
 
 def _columns(split: Split, filled: dict[int, Row]) -> list[Texts]:
