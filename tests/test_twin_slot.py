@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 import cdc
 import eventlog
@@ -357,7 +358,8 @@ def subscriber(
     """A database on a server of its own that subscribes to what the capture's publications send.
 
     Apply workers crash when they are told of an abort of what was never streamed to them, and all
-    sessions of their server with them; they go on where they were.
+    sessions of their server with them; they go on where they were, and may crash there for ever.
+    No such abort is told where nothing was spilled: what sends to them has the memory for it.
     """
     settings = {**SETTINGS, "wal_retrieve_retry_interval": "100ms"}
     with (
@@ -367,7 +369,14 @@ def subscriber(
         source_of(second, seed)
         if second.connection.info.server_version >= GENERATED_SENT:
             second.execute(f"alter table computed alter {GENERATED} drop expression")
-        connection = database.dsn.replace("'", "''")
+        # The role outlives the test: one for all.
+        database.execute(
+            "do $$ begin create role twin_sender superuser login;"
+            " exception when duplicate_object then null; end $$;"
+            "alter role twin_sender set logical_decoding_work_mem = '1GB'"
+        )
+        sender = make_conninfo(database.dsn, user="twin_sender")
+        connection = sender.replace("'", "''")
         second.execute(
             f"create subscription twin connection '{connection}'"
             f" publication {', '.join(publications)}"
