@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from eventlog.changes.change import UNCHANGED, Change, Op
+from eventlog.changes.change import RESETS, UNCHANGED, Change, Op
 
 Row = dict[str, Any]
 
@@ -38,7 +38,7 @@ class RowsAsSeen:
         """Take in changes; returns what was seen with each that has a key."""
         seen = []
         for change in changes:
-            if change.op in (Op.TRUNCATE, Op.COPY_BEGIN):
+            if change.op in RESETS:
                 self._latest.clear()
                 if change.op is Op.TRUNCATE:
                     seen.append(Seen(change.offset, change.op, None, None, None, None))

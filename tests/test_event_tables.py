@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from random import Random
@@ -28,9 +28,9 @@ from eventlog.codecs.events import CODEC
 from eventlog.engine import Append, Plan, Transactions, batch_of
 from eventlog.engine.payload import Payload
 from eventlog.errors import DamagedLog, OffsetsDropped
-from eventlog.snapshots.state import span, table_state
 from tests.fix_log import bodies_apart
 from tests.held_memory import measured
+from tests.state_limits import Limits, limited
 
 NUMBERS = st.one_of(
     st.integers(-(2**63), 2**64 - 1),
@@ -88,14 +88,6 @@ KEYS = st.one_of(
 )
 
 
-class Limits(NamedTuple):
-    """What a state may hold, small enough for a few events to exceed it."""
-
-    run_events: int = 1 << 18
-    key_bytes: int = 1 << 28
-    keep_bytes: int = 1 << 28
-
-
 LIMITS = st.one_of(
     st.just(Limits()),
     st.builds(
@@ -105,19 +97,6 @@ LIMITS = st.one_of(
         st.sampled_from([0, 500, 1 << 28]),
     ),
 )
-
-
-@contextmanager
-def limited(limits: Limits) -> Iterator[None]:
-    with ExitStack() as end:
-        for module, name, value in [
-            (table_state, "RUN_EVENTS", limits.run_events),
-            (table_state, "KEY_BYTES", limits.key_bytes),
-            (table_state, "KEEP_BYTES", limits.keep_bytes),
-            (span, "SHARES_MAX", 4),
-        ]:
-            end.enter_context(mock.patch.object(module, name, value))
-        yield
 
 
 def plain(value: Any) -> Any:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -23,7 +21,7 @@ from eventlog.changes.arrow_texts import binary_array
 from eventlog.changes.fold import Placed
 from eventlog.changes.schema import Schema
 from eventlog.changes.split import texts_of
-from eventlog.snapshots.state import row_pass, span, table_state
+from eventlog.snapshots.state import row_pass, table_state
 from eventlog.snapshots.state.checkpoint import Checkpoint
 from eventlog.snapshots.state.checkpoint_folder import CheckpointFolder
 from eventlog.snapshots.state.hashing import _SPREAD, NUMBER, Hashes, KeyHasher
@@ -33,21 +31,11 @@ from eventlog.snapshots.state.table_state import TableState
 from tests.fix_log import INT, MadeSource, column, insert, update
 from tests.held_memory import measured
 from tests.made_histories import RELATION, MadeHistory, folded
+from tests.state_limits import Limits, limited
 
-
-class Limits(NamedTuple):
-    """What a state may hold, small enough for a few records to exceed it."""
-
-    run_events: int
-    key_bytes: int
-    keep_bytes: int
-    fetch_rows: int
-
-
-GENEROUS = Limits(1 << 18, 1 << 28, 1 << 28, 4096)
 LARGE_ROWS, LARGE_BYTES = 12_000, 8_000
 LIMITS = st.one_of(
-    st.just(GENEROUS),
+    st.just(Limits()),
     st.builds(
         Limits,
         st.sampled_from([1, 2, 7]),
@@ -56,21 +44,6 @@ LIMITS = st.one_of(
         st.sampled_from([1, 3]),
     ),
 )
-
-
-@contextmanager
-def limited(limits: Limits) -> Iterator[None]:
-    with ExitStack() as end:
-        for module, name, value in [
-            (table_state, "RUN_EVENTS", limits.run_events),
-            (table_state, "KEY_BYTES", limits.key_bytes),
-            (table_state, "KEEP_BYTES", limits.keep_bytes),
-            (span, "SHARES_MAX", 4),
-            (row_pass, "_FIRST_FETCH", limits.fetch_rows),
-            (row_pass, "FETCH_BYTES", limits.fetch_rows * 10),
-        ]:
-            end.enter_context(mock.patch.object(module, name, value))
-        yield
 
 
 def state_at(
@@ -166,7 +139,7 @@ def test_unsent_values_outlive_another_key_however_many_rows_there_are(
         shop.commit(update(table, n, UNCHANGED))
     full = shop.table("t", *columns, relation=RELATION, identity="f")
     shop.commit(insert(full, 9, "a9"))
-    with limited(GENEROUS._replace(run_events=2)):
+    with limited(Limits(run_events=2)):
         assert_same(log, 19)
 
 
@@ -179,7 +152,7 @@ def test_a_window_of_fetched_values_ends_between_two_rows(
     shop.commit(*(insert(table, n, f"a{n}", f"b{n}", f"c{n}") for n in range(12)))
     left = [[UNCHANGED if n >> bit & 1 else "new" for bit in range(3)] for n in range(12)]
     shop.commit(*(update(table, n, *values) for n, values in enumerate(left)))
-    with limited(GENEROUS._replace(fetch_rows=fetch_rows)):
+    with limited(Limits(fetch_rows=fetch_rows)):
         assert_same(log, 24)
 
 

@@ -40,17 +40,18 @@ def binary_array(texts: Texts) -> pa.Array:
     if present.all():
         return found
     _, ends_buffer, data_buffer = found.buffers()
-    return pa.Array.from_buffers(pa.binary(), count, [_bitmap(present), ends_buffer, data_buffer])
+    return pa.Array.from_buffers(pa.binary(), count, [bitmap(present), ends_buffer, data_buffer])
 
 
 def _array(count: int, ends: np.ndarray, data: np.ndarray, present: np.ndarray | None) -> pa.Array:
     buffers = [
-        None if present is None else _bitmap(present),
+        None if present is None else bitmap(present),
         pa.py_buffer(ends),
         pa.py_buffer(data),
     ]
     return pa.Array.from_buffers(pa.binary(), count, buffers)
 
 
-def _bitmap(present: np.ndarray) -> pa.Buffer | None:
+def bitmap(present: np.ndarray) -> pa.Buffer | None:
+    """Arrow's validity of these; None where all are valid."""
     return None if present.all() else pa.py_buffer(np.packbits(present, bitorder="little"))

@@ -50,6 +50,9 @@ class Op(enum.StrEnum):
 
 CONTROL_OPS = frozenset({Op.COPY_BEGIN, Op.COPY_END, Op.DATA_LOSS, Op.RENAME})
 
+RESETS = frozenset({Op.TRUNCATE, Op.COPY_BEGIN})
+"""Behind these a table's earlier rows do not count."""
+
 
 class RawChange(NamedTuple):
     """One record as its codec split it.

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eventlog.changes.change import Op
+from eventlog.changes.change import RESETS, Op
 from eventlog.changes.decoding import Located
 from eventlog.changes.fold import Row
 from eventlog.changes.schema import Schema
@@ -33,8 +33,6 @@ from eventlog.history.keys import KeyTexts
 from eventlog.history.picking import Picker
 from eventlog.history.row_keys import RowKeys
 from eventlog.history.view import View
-
-RESETS = frozenset({Op.TRUNCATE, Op.COPY_BEGIN})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

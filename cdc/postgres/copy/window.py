@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cdc.postgres.protocol.visibility import Visibility, is_newer
-from eventlog.changes.change import UNCHANGED, Op, RawChange, Text
+from eventlog.changes.change import RESETS, UNCHANGED, Op, RawChange, Text
 
 KEYS_MAX = 200_000
 """Some 30 MB of small keys."""
@@ -84,7 +84,7 @@ class Window:
 
     def fill(self, change: RawChange) -> None:
         """Note which keys lack a value after a change, and which do not any more."""
-        if change.op in (Op.TRUNCATE, Op.COPY_BEGIN):
+        if change.op in RESETS:
             self.unfilled.clear()
             self.overflowed = False
             return

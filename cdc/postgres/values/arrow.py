@@ -21,12 +21,13 @@ from cdc.postgres.values.builtin_types import delimiter, element, underlying
 from cdc.postgres.values.columnar import exact
 from cdc.postgres.values.columnar.decimals import decimal_buffer, read_decimals
 from cdc.postgres.values.columnar.fixed import Reader, read_bools, read_fixed
-from cdc.postgres.values.columnar.gather import bitmap, cut_up, gather, require_sound
+from cdc.postgres.values.columnar.gather import cut_up, gather, require_sound
 from cdc.postgres.values.columnar.hex_bytes import read_hex
 from cdc.postgres.values.columnar.integers import read_integers
 from cdc.postgres.values.columnar.times import read_dates, read_moments, read_times
 from cdc.postgres.values.columnar.windows import Array, Mask
 from cdc.postgres.values.type_names import numeric_modifier
+from eventlog.changes.arrow_texts import bitmap
 from eventlog.changes.schema import Schema
 from eventlog.changes.split import Texts, texts_of
 

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from eventlog.changes.change import ABSENT, UNCHANGED, Op, RawChange
+from eventlog.changes.change import ABSENT, RESETS, UNCHANGED, Op, RawChange
 from eventlog.changes.fold import Row, moved_row
 from eventlog.changes.schema import Schema
 from eventlog.changes.split import IS_UNCHANGED, OP_NUMBER, Texts, joined
@@ -190,7 +190,7 @@ class _RowLinker:
             self._put(place, new, offset)
 
     def apply_rare(self, offset: int, raw: RawChange) -> None:
-        if raw.relation is not None and raw.op in (Op.TRUNCATE, Op.COPY_BEGIN):
+        if raw.relation is not None and raw.op in RESETS:
             for found in self._rows.values():
                 for place, _ in found:
                     self._ends[place] = offset

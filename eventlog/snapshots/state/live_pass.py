@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from eventlog.changes.change import Op
+from eventlog.changes.change import RESETS
 from eventlog.changes.schema import Schema
 from eventlog.changes.split import Places
 from eventlog.snapshots.state.facts import Facts
@@ -190,7 +190,7 @@ class LivePass:
             if notes and not self.facts.seen:
                 self.facts = replace(self.facts, seen=True)
             return
-        if step.raw.op in (Op.TRUNCATE, Op.COPY_BEGIN):
+        if step.raw.op in RESETS:
             one.reset()
         if notes:
             seen = self.facts.seen or step.raw.relation is not None

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eventlog.changes.arrow import Conversion, change_table
-from eventlog.changes.change import Op, RawChange
+from eventlog.changes.change import RESETS, Op, RawChange
 from eventlog.changes.runs import ChangeRun
 from eventlog.changes.schema import Schema
 from eventlog.changes.split import (
@@ -38,8 +38,6 @@ from eventlog.snapshots.transform.definition import OFFSET
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-RESETS = frozenset({Op.TRUNCATE, Op.COPY_BEGIN})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

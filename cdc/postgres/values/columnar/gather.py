@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from cdc.postgres.values.columnar.windows import WORD, Array, Mask, windows
+from eventlog.changes.arrow_texts import bitmap
 from eventlog.changes.split import Bytes, Places, Texts
 
 _INLINE_MAX = 12
@@ -74,11 +75,6 @@ def require_sound(texts: Texts) -> int:
     if longest > TEXT_MAX:
         raise ValueError(f"a value has {longest} bytes, and no database holds more than {TEXT_MAX}")
     return longest
-
-
-def bitmap(valid: Mask) -> pa.Buffer | None:
-    """Arrow's validity of these; None where all are valid."""
-    return None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
 
 
 def gather(texts: Texts) -> pa.Array:

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cdc.postgres.values.columnar.gather import bitmap, gather
+from cdc.postgres.values.columnar.gather import gather
 from cdc.postgres.values.columnar.windows import Mask
+from eventlog.changes.arrow_texts import bitmap
 from eventlog.changes.split import Texts
 
 _PREFIX = b"\\x"
